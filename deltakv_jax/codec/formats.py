@@ -1,0 +1,274 @@
+"""How one side (K or V) of a cache is stored: one record per format, one table of all.
+
+Nothing else in the project compares format names. A format describes its leaves (arrays with a
+row per token or per group), turns float32 values into them and back, and gives the *terms* whose
+running sum over a group are the values, so that attention can read the packed form.
+
+Letters: t tokens (a multiple of the interval), d head_dim, g groups, n position in the group.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
+
+from deltakv_jax.codec import blocks
+from deltakv_jax.codec.hadamard import rotate
+from deltakv_jax.codec.packing import BLOCK
+from deltakv_jax.errors import UserError
+from deltakv_jax.typed import typed
+
+Leaves = dict[str, Array]
+Per = Literal["token", "group"]
+"""What a row of a leaf belongs to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of a stored side: rows of `width` numbers, one for each token or group."""
+
+    per: Per
+    width: int
+    dtype: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """A way to store one side. Hashable, so static under `jit`.
+
+    Attributes:
+      name: the word that names it in a spec.
+      rotate: store the Hadamard transform along head_dim.
+      interval: tokens that are coded together as a group.
+      chained: whether a value is the running sum of the terms of its group up to it. If not, it
+        is its own term, and the interval is 1.
+      options: the words that a spec may add, with the smallest value of those that take one.
+    """
+
+    name: str
+    rotate: bool = False
+    interval: int = 1
+
+    chained: ClassVar[bool] = False
+    options: ClassVar[Mapping[str, int | None]] = {}
+
+    def __str__(self) -> str:
+        """The canonical spec of this side: options in order, defaults dropped."""
+        words = [self.name]
+        for option in self.options:
+            if (value := getattr(self, option)) != getattr(FORMATS[self.name](), option):
+                words.append(option if value is True else f"{option}={value}")
+        return ":".join(words)
+
+    def leaves(self, head_dim: int) -> dict[str, Leaf]:
+        """The arrays that hold one side. Raises UserError where head_dim does not fit."""
+        raise NotImplementedError
+
+    def encode(self, x: Array, new: Array, old: Leaves) -> Leaves:
+        """The leaves of whole groups of which some tokens are new and some already stored.
+
+        Args:
+          x: float32 [*lead, t, d], read where `new`.
+          new: bool [*lead, t]; in a group the new tokens follow the stored ones.
+          old: the leaves of the same groups as they are.
+
+        Returns:
+          `old` with the new tokens written. Every other row keeps its bits.
+        """
+        raise NotImplementedError
+
+    def append(self, x: Array, old: Leaves, n: Array) -> Leaves:
+        """The rows of one token that follows the n stored ones of its group.
+
+        Bit for bit what `encode` writes for it, without coding its whole group again.
+
+        Args:
+          x: float32 [*lead, 1, d].
+          old: the leaves of its group.
+          n: int [*lead], its position in the group.
+
+        Returns:
+          One row per leaf: the token's, and for leaves per group the group's.
+        """
+        raise NotImplementedError
+
+    def terms(self, leaves: Leaves) -> Array:
+        """Float32 [*lead, t, d] in the stored frame, that is rotated if `rotate`."""
+        raise NotImplementedError
+
+    def decode(self, leaves: Leaves) -> Array:
+        """The reconstruction, float32 [*lead, t, d], in the frame of the values."""
+        values = self.running_sum(self.terms(leaves))
+        return rotate(values) if self.rotate else values
+
+    def running_sum(self, terms: Array) -> Array:
+        """The values [*lead, t, d] whose terms these are, in the stored frame."""
+        if not self.chained:
+            return terms
+        groups = terms.reshape(*terms.shape[:-2], -1, self.interval, terms.shape[-1])
+        return jnp.cumsum(groups, axis=-2).reshape(terms.shape)
+
+    def _stored_frame(self, x: Array) -> Array:
+        return rotate(x) if self.rotate else x
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Independent(Format):
+    """A format that stores every token by itself."""
+
+    def quantize(self, x: Array) -> Leaves:
+        """The leaves of float32 [*lead, t, d] in the stored frame."""
+        raise NotImplementedError
+
+    def encode(self, x: Array, new: Array, old: Leaves) -> Leaves:
+        written = self.quantize(self._stored_frame(x))
+        return {key: jnp.where(new[..., None], written[key], old[key]) for key in old}
+
+    def append(self, x: Array, old: Leaves, n: Array) -> Leaves:
+        del old, n
+        return self.quantize(self._stored_frame(x))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Dense(_Independent):
+    """Values as they are: x ≈ values."""
+
+    dtype: Any
+
+    def leaves(self, head_dim: int) -> dict[str, Leaf]:
+        return {"values": Leaf("token", head_dim, self.dtype)}
+
+    def quantize(self, x: Array) -> Leaves:
+        return {"values": x.astype(self.dtype)}
+
+    def terms(self, leaves: Leaves) -> Array:
+        return leaves["values"].astype(jnp.float32)
+
+
+def _block_leaves(head_dim: int, name: str, codes: Leaf) -> dict[str, Leaf]:
+    if head_dim % BLOCK:
+        raise UserError(
+            f"{name} needs a head_dim that is a multiple of {BLOCK}, this model's is {head_dim}; "
+            "f32, bf16 and f16 hold any"
+        )
+    return {"codes": codes, "scales": Leaf("token", head_dim // BLOCK, jnp.float16)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Q8_0(_Independent):  # noqa: N801
+    """x ≈ codes * scale, int8 codes, a float16 scale per 32 values along head_dim."""
+
+    name: str = "q8_0"
+    options: ClassVar = {"rotate": None}
+
+    def leaves(self, head_dim: int) -> dict[str, Leaf]:
+        return _block_leaves(head_dim, self.name, Leaf("token", head_dim, jnp.int8))
+
+    def quantize(self, x: Array) -> Leaves:
+        return dict(zip(("codes", "scales"), blocks.quantize_q8_0(x), strict=True))
+
+    def terms(self, leaves: Leaves) -> Array:
+        return blocks.dequantize_q8_0(leaves["codes"], leaves["scales"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Q4_0(_Independent):  # noqa: N801
+    """x ≈ (codes - 8) * scale, 4-bit codes, a float16 scale per 32 values along head_dim."""
+
+    name: str = "q4_0"
+    options: ClassVar = {"rotate": None}
+
+    def leaves(self, head_dim: int) -> dict[str, Leaf]:
+        return _block_leaves(head_dim, self.name, Leaf("token", head_dim // 2, jnp.uint8))
+
+    def quantize(self, x: Array) -> Leaves:
+        return dict(zip(("codes", "scales"), blocks.quantize_q4_0(x), strict=True))
+
+    def terms(self, leaves: Leaves) -> Array:
+        return blocks.dequantize_q4_0(leaves["codes"], leaves["scales"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Delta(Format):
+    """A float16 keyframe every `interval` tokens, and 4-bit differences in between.
+
+    r_0 = keyframe; r_n = r_{n-1} + q4_0(x_n - r_{n-1}): the encoder predicts from the decoder's
+    reconstruction (closed loop), so its error does not grow along the group. The terms are the
+    keyframe and the dequantised differences. The keyframe's own slot of codes stays zero: a row
+    per token keeps groups aligned for kernels, for 4.5 / interval bits a value.
+    """
+
+    name: str = "delta"
+    interval: int = 32
+    chained: ClassVar = True
+    options: ClassVar = {"rotate": None, "interval": 2}
+
+    def leaves(self, head_dim: int) -> dict[str, Leaf]:
+        return {
+            **_block_leaves(head_dim, self.name, Leaf("token", head_dim // 2, jnp.uint8)),
+            "keyframes": Leaf("group", head_dim, jnp.float16),
+        }
+
+    @typed
+    def encode(
+        self, x: Float32[Array, "*lead t d"], new: Bool[Array, "*lead t"], old: Leaves
+    ) -> Leaves:
+        grouped = lambda a, axis: jnp.moveaxis(
+            a.reshape(*a.shape[:axis], -1, self.interval, *a.shape[axis:][1:]), axis, 0
+        )
+        x, new = grouped(self._stored_frame(x), -2), grouped(new, -1)[..., None]
+        codes, scales = grouped(old["codes"], -2), grouped(old["scales"], -2)
+        keyframes = jnp.where(new[0], x[0].astype(jnp.float16), old["keyframes"])
+
+        def step(r: Array, at: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
+            x, new, *stored = at
+            written = blocks.quantize_q4_0(x - r)
+            codes, scales = (jnp.where(new, *pair) for pair in zip(written, stored, strict=True))
+            return r + blocks.dequantize_q4_0(codes, scales), (codes, scales)
+
+        rest = (x[1:], new[1:], codes[1:], scales[1:])
+        _, later = jax.lax.scan(step, keyframes.astype(jnp.float32), rest)
+        ungrouped = lambda first, later, like: jnp.moveaxis(
+            jnp.concatenate([first[:1], later]), 0, -2
+        ).reshape(like.shape)
+        return {
+            "codes": ungrouped(codes, later[0], old["codes"]),
+            "scales": ungrouped(scales, later[1], old["scales"]),
+            "keyframes": keyframes,
+        }
+
+    @typed
+    def append(self, x: Float32[Array, "*lead 1 d"], old: Leaves, n: Int[Array, "*lead"]) -> Leaves:
+        x, n = self._stored_frame(x), n[..., None, None]
+        codes, scales = blocks.quantize_q4_0(x - self._predictor(old, n))
+        return {
+            "codes": jnp.where(n == 0, 0, codes).astype(jnp.uint8),
+            "scales": jnp.where(n == 0, 0, scales).astype(jnp.float16),
+            "keyframes": jnp.where(n == 0, x.astype(jnp.float16), old["keyframes"]),
+        }
+
+    def _predictor(self, leaves: Leaves, n: Array) -> Array:
+        """r_{n-1}, float32 [*lead, 1, d], summed in the order in which `encode` sums."""
+        terms = jnp.moveaxis(self.terms(leaves), -2, 0)[..., None, :]
+        add = lambda at, r: jnp.where(at < n, r + terms[at], r)
+        return jax.lax.fori_loop(1, jnp.max(n), add, terms[0])
+
+    def terms(self, leaves: Leaves) -> Array:
+        differences = blocks.dequantize_q4_0(leaves["codes"], leaves["scales"])
+        keyframes = leaves["keyframes"].astype(jnp.float32)
+        groups = differences.reshape(*keyframes.shape[:-1], self.interval, -1)
+        first = jnp.arange(self.interval)[:, None] == 0
+        return jnp.where(first, keyframes[..., None, :], groups).reshape(differences.shape)
+
+
+FORMATS: dict[str, Callable[..., Format]] = {
+    "f32": lambda: _Dense(name="f32", dtype=jnp.float32),
+    "bf16": lambda: _Dense(name="bf16", dtype=jnp.bfloat16),
+    "f16": lambda: _Dense(name="f16", dtype=jnp.float16),
+    "q8_0": _Q8_0,
+    "q4_0": _Q4_0,
+    "delta": _Delta,
+}
