@@ -1,0 +1,120 @@
+"""Attention that reads the packed cache tile by tile, in plain JAX for every machine.
+
+The softmax is accumulated over tiles (FlashAttention, arXiv 2205.14135, algorithm 1), so memory
+is linear in the context. A chain of differences is not undone: with r_t = e_0 + … + e_t inside a
+group, q.r_t is the running sum of the scalars q.e_j, and sum_t p_t r_t weights each e_j with the
+reversed running sum of p. Only where there are more query rows than values in a head is it
+cheaper to sum the tile itself, once for all rows.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int32
+
+from deltakv_jax.cache import KVCache, read_tile, slots
+from deltakv_jax.codec import Format, KVSpec, Leaves
+from deltakv_jax.codec.hadamard import rotate
+from deltakv_jax.typed import typed
+
+_TILE = 512  # tokens; at head_dim 128 a float32 tile of one kv head is 256 KiB
+
+
+@typed
+def attend_tiled(
+    q: Float32[Array, "b t h d"],
+    positions: Int32[Array, "b t"],
+    cache: KVCache,
+    layer: Int32[Array, ""] | int,
+) -> Float32[Array, "b t h d"]:
+    """What `attend_reference` computes, reading the packed form tile by tile.
+
+    Args:
+      q: queries after RoPE.
+      positions: of each query; its own token is already written.
+      cache: the cache.
+      layer: the layer to read.
+    """
+    kind_of, row = cache.layout.find(layer)
+    branches = [partial(_attend_kind, kind, cache) for kind in range(len(cache.stacks))]
+    return jax.lax.switch(kind_of, branches, row, q, positions)
+
+
+def _attend_kind(kind: int, cache: KVCache, row: Array, q: Array, positions: Array) -> Array:
+    spec, total = cache.layout.kinds[kind], slots(cache, kind)
+    size = min(_tile_size(spec), total)
+    b, t, h, d = q.shape
+    rows = _to_rows(rotate(q) if spec.k.rotate else q, next(iter(cache.stacks[kind].k.values())))
+    limits = jnp.tile(positions, (1, rows.shape[2] // t))[:, None]
+
+    def step(tile: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        start = jnp.minimum(tile * size, total - size)
+        leaves = read_tile(cache, kind, row, start, size)
+        at = start + jnp.arange(size)
+        # The last tile may overlap the one before it: what that one has counted is left out.
+        seen = (at <= limits[..., None]) & (at >= tile * size)
+        scores = jnp.where(seen, _scores(spec.k, rows, leaves.k), -jnp.inf)
+        return _accumulate(carry, scores, partial(_mix, spec.v, leaves.v))
+
+    tiles = jnp.minimum(jnp.max(positions) // size + 1, -(-total // size))
+    empty = jnp.full(rows.shape[:3], -jnp.inf), jnp.zeros(rows.shape[:3]), jnp.zeros_like(rows)
+    _, l, acc = jax.lax.fori_loop(0, tiles, step, empty)
+    out = _from_rows(acc / l[..., None], t, h)
+    return rotate(out) if spec.v.rotate else out
+
+
+def _tile_size(spec: KVSpec) -> int:
+    """Tokens per tile: about `_TILE`, in whole groups of K and of V."""
+    period = math.lcm(spec.k.interval, spec.v.interval)
+    return max(1, _TILE // period) * period
+
+
+def _to_rows(q: Array, leaf: Array) -> Array:
+    """[b, k, rows, d], scaled: the query heads and tokens that read one kv head."""
+    b, t, h, d = q.shape
+    kv_heads = leaf.shape[2]
+    grouped = jnp.moveaxis(q.reshape(b, t, kv_heads, -1, d), 1, 3)
+    return grouped.reshape(b, kv_heads, -1, d) * d**-0.5
+
+
+def _from_rows(rows: Array, t: int, h: int) -> Array:
+    b, kv_heads, _, d = rows.shape
+    return jnp.moveaxis(rows.reshape(b, kv_heads, -1, t, d), 3, 1).reshape(b, t, h, d)
+
+
+def _accumulate(carry: tuple[Array, Array, Array], scores: Array, mix) -> tuple:
+    """The next m, l, acc of the running softmax, after the tile with these scores."""
+    m, l, acc = carry
+    m_next = jnp.maximum(m, jnp.max(scores, axis=-1))
+    shrink, p = jnp.exp(m - m_next), jnp.exp(scores - m_next[..., None])
+    return m_next, l * shrink + jnp.sum(p, axis=-1), acc * shrink[..., None] + mix(p)
+
+
+def _scores(side: Format, rows: Array, leaves: Leaves) -> Array:
+    """q.r_s for the rows [b, k, r, d] and the tokens of a tile: [b, k, r, s]."""
+    terms = side.terms(leaves)
+    scalars = side.chained and rows.shape[2] < rows.shape[3]
+    keys = terms if scalars else side.running_sum(terms)
+    scores = jnp.einsum("bkrd,bksd->bkrs", rows, keys, precision="highest")
+    return _sum_in_groups(scores, jnp.triu, side.interval) if scalars else scores
+
+
+def _mix(side: Format, leaves: Leaves, p: Array) -> Array:
+    """sum_s p_s r_s for weights p [b, k, r, s]: [b, k, r, d]."""
+    terms = side.terms(leaves)
+    scalars = side.chained and p.shape[2] < terms.shape[3]
+    values = terms if scalars else side.running_sum(terms)
+    weights = _sum_in_groups(p, jnp.tril, side.interval) if scalars else p
+    return jnp.einsum("bkrs,bksd->bkrd", weights, values, precision="highest")
+
+
+def _sum_in_groups(x: Array, triangle, interval: int) -> Array:
+    """Running (upper triangle) or reversed running (lower) sums of x [..., s] in each group.
+
+    A product with a triangle of ones: N multiply-adds a scalar, but at the speed of a matmul.
+    """
+    ones = triangle(jnp.ones((interval, interval)))
+    grouped = x.reshape(*x.shape[:-1], -1, interval)
+    return jnp.einsum("...n,nm->...m", grouped, ones, precision="highest").reshape(x.shape)
