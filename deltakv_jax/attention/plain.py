@@ -35,8 +35,8 @@ def attend_plain(
     k = apply_rope(k.astype(jnp.float32), rope)
     b, t, h, d = q.shape
     grouped = q.reshape(b, t, k.shape[2], -1, d) * d**-0.5
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, precision="highest")
     scores = jnp.where(jnp.tri(t, dtype=bool), scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
-    out = jnp.einsum("bkgts,bskd->btkgd", weights, v.astype(jnp.float32))
+    out = jnp.einsum("bkgts,bskd->btkgd", weights, v.astype(jnp.float32), precision="highest")
     return out.reshape(b, t, h, d), cache

@@ -1,13 +1,14 @@
 """Attention that reads the packed cache tile by tile, in plain JAX for every machine.
 
 The softmax is accumulated over tiles (FlashAttention, arXiv 2205.14135, algorithm 1), so memory
-is linear in the context. A chain of differences is not undone: with r_t = e_0 + … + e_t inside a
-group, q.r_t is the running sum of the scalars q.e_j, and sum_t p_t r_t weights each e_j with the
-reversed running sum of p. Only where there are more query rows than values in a head is it
-cheaper to sum the tile itself, once for all rows.
+is linear in the context. A chain of differences is not undone: with r_t = base + e_1 + … + e_t
+inside a group, q.r_t is q.base and the running sum of the scalars q.e_j, and sum_t p_t r_t weights
+each e_j with the reversed running sum of p. Only where there are more query rows than values in a
+head is it cheaper to sum the tile itself, once for all rows.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
 from deltakv_jax.cache import KVCache, read_tile, slots
-from deltakv_jax.codec import Format, KVSpec, Leaves
+from deltakv_jax.codec import Format, KVSpec, Leaves, Planes
 from deltakv_jax.codec.hadamard import rotate
 from deltakv_jax.typed import typed
 
@@ -45,7 +46,7 @@ def attend_tiled(
 def _attend_kind(kind: int, cache: KVCache, row: Array, q: Array, positions: Array) -> Array:
     spec, total = cache.layout.kinds[kind], slots(cache, kind)
     size = min(_tile_size(spec), total)
-    b, t, h, d = q.shape
+    _, t, h, d = q.shape
     rows = _to_rows(rotate(q) if spec.k.rotate else q, next(iter(cache.stacks[kind].k.values())))
     limits = jnp.tile(positions, (1, rows.shape[2] // t))[:, None]
 
@@ -56,7 +57,7 @@ def _attend_kind(kind: int, cache: KVCache, row: Array, q: Array, positions: Arr
         # The last tile may overlap the one before it: what that one has counted is left out.
         seen = (at <= limits[..., None]) & (at >= tile * size)
         scores = jnp.where(seen, _scores(spec.k, rows, leaves.k), -jnp.inf)
-        return _accumulate(carry, scores, partial(_mix, spec.v, leaves.v))
+        return _accumulate(carry, scores, partial(_mix, spec.v, d, leaves.v))
 
     tiles = jnp.minimum(jnp.max(positions) // size + 1, -(-total // size))
     empty = jnp.full(rows.shape[:3], -jnp.inf), jnp.zeros(rows.shape[:3]), jnp.zeros_like(rows)
@@ -73,7 +74,7 @@ def _tile_size(spec: KVSpec) -> int:
 
 def _to_rows(q: Array, leaf: Array) -> Array:
     """[b, k, rows, d], scaled: the query heads and tokens that read one kv head."""
-    b, t, h, d = q.shape
+    b, t, _, d = q.shape
     kv_heads = leaf.shape[2]
     grouped = jnp.moveaxis(q.reshape(b, t, kv_heads, -1, d), 1, 3)
     return grouped.reshape(b, kv_heads, -1, d) * d**-0.5
@@ -94,27 +95,55 @@ def _accumulate(carry: tuple[Array, Array, Array], scores: Array, mix) -> tuple:
 
 def _scores(side: Format, rows: Array, leaves: Leaves) -> Array:
     """q.r_s for the rows [b, k, r, d] and the tokens of a tile: [b, k, r, s]."""
-    terms = side.terms(leaves)
-    scalars = side.chained and rows.shape[2] < rows.shape[3]
-    keys = terms if scalars else side.running_sum(terms)
-    scores = jnp.einsum("bkrd,bksd->bkrs", rows, keys, precision="highest")
-    return _sum_in_groups(scores, jnp.triu, side.interval) if scalars else scores
+    if side.chained and _few(rows.shape[2], rows.shape[3]):
+        return _chained_scores(side, rows, leaves)
+    return _dot_planes(side.split(rows), side.stored(leaves))
 
 
-def _mix(side: Format, leaves: Leaves, p: Array) -> Array:
-    """sum_s p_s r_s for weights p [b, k, r, s]: [b, k, r, d]."""
-    terms = side.terms(leaves)
-    scalars = side.chained and p.shape[2] < terms.shape[3]
-    values = terms if scalars else side.running_sum(terms)
-    weights = _sum_in_groups(p, jnp.tril, side.interval) if scalars else p
-    return jnp.einsum("bkrs,bksd->bkrd", weights, values, precision="highest")
+def _mix(side: Format, head_dim: int, leaves: Leaves, p: Array) -> Array:
+    """sum_s p_s r_s for the weights p [b, k, r, s]: [b, k, r, d]."""
+    if side.chained and _few(p.shape[2], head_dim):
+        return _chained_mix(side, leaves, p)
+    return side.join(_mix_planes(p, side.stored(leaves)))
 
 
-def _sum_in_groups(x: Array, triangle, interval: int) -> Array:
-    """Running (upper triangle) or reversed running (lower) sums of x [..., s] in each group.
+def _few(rows: int, head_dim: int) -> bool:
+    """Whether it is cheaper to sum a scalar per row along a chain than the values themselves."""
+    return rows < head_dim
+
+
+def _chained_scores(side: Format, rows: Array, leaves: Leaves) -> Array:
+    """q.base + running sum of q.e_j."""
+    first = _dot("bkrd,bkgd->bkrg", rows, side.base(leaves))
+    products = _dot_planes(side.split(rows), side.terms(leaves))
+    sums = _sum_in_groups(products.reshape(*first.shape, side.interval), jnp.triu)
+    return (first[..., None] + sums).reshape(products.shape)
+
+
+def _chained_mix(side: Format, leaves: Leaves, p: Array) -> Array:
+    """(sum of p) base + the terms weighted with the reversed running sum of p."""
+    sums = _sum_in_groups(p.reshape(*p.shape[:-1], -1, side.interval), jnp.tril)
+    terms = side.join(_mix_planes(sums.reshape(p.shape), side.terms(leaves)))
+    return terms + _dot("bkrg,bkgd->bkrd", sums[..., 0], side.base(leaves))
+
+
+def _dot_planes(rows: Planes, keys: Planes) -> Array:
+    products = [_dot("bkrd,bksd->bkrs", q, k) for q, k in zip(rows, keys, strict=True)]
+    return sum(products[1:], products[0])
+
+
+def _mix_planes(weights: Array, values: Planes) -> Planes:
+    return tuple(_dot("bkrs,bksd->bkrd", weights, plane) for plane in values)
+
+
+def _dot(axes: str, a: Array, b: Array) -> Array:
+    """A product in full float32, which a GPU would otherwise round."""
+    return jnp.einsum(axes, a, b, precision="highest")
+
+
+def _sum_in_groups(x: Array, triangle: Callable[[Array], Array]) -> Array:
+    """Sums of x [..., g, n] along n: running (upper triangle) or reversed running (lower).
 
     A product with a triangle of ones: N multiply-adds a scalar, but at the speed of a matmul.
     """
-    ones = triangle(jnp.ones((interval, interval)))
-    grouped = x.reshape(*x.shape[:-1], -1, interval)
-    return jnp.einsum("...n,nm->...m", grouped, ones, precision="highest").reshape(x.shape)
+    return _dot("...n,nm->...m", x, triangle(jnp.ones((x.shape[-1], x.shape[-1]))))

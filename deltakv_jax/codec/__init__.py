@@ -1,6 +1,6 @@
 """Formats in which one side (K or V) of a cache is stored, and the specs that name them."""
 
-from deltakv_jax.codec.formats import Format, Leaf, Leaves, Per
+from deltakv_jax.codec.formats import Format, Leaf, Leaves, Planes
 from deltakv_jax.codec.spec import KVSpec, parse_spec
 
-__all__ = ["Format", "KVSpec", "Leaf", "Leaves", "Per", "parse_spec"]
+__all__ = ["Format", "KVSpec", "Leaf", "Leaves", "Planes", "parse_spec"]

@@ -8,7 +8,7 @@ with a sum that follows it (`rounded`), and a code times a float16 scale is exac
 import jax.numpy as jnp
 from jaxtyping import Array, Float16, Float32, Int8, UInt8
 
-from deltakv_jax.codec.packing import BLOCK, pack_nibbles, unpack_nibbles
+from deltakv_jax.codec.packing import BLOCK, join_planes, nibble_planes, pack_nibbles
 from deltakv_jax.typed import typed
 
 
@@ -72,6 +72,19 @@ def dequantize_q4_0(
     packed: UInt8[Array, "*lead half_d"], scales: Float16[Array, "*lead blocks"]
 ) -> Float32[Array, "*lead d"]:
     """(codes - 8) * scale."""
-    codes = unpack_nibbles(packed).astype(jnp.float32) - 8
-    values = _blocks(codes) * scales[..., None].astype(jnp.float32)
-    return values.reshape(codes.shape)
+    return join_planes(*dequantize_q4_0_planes(packed, scales))
+
+
+@typed
+def dequantize_q4_0_planes(
+    packed: UInt8[Array, "*lead half_d"], scales: Float16[Array, "*lead blocks"]
+) -> tuple[Float32[Array, "*lead half_d"], Float32[Array, "*lead half_d"]]:
+    """(codes - 8) * scale in two planes, as the codes lie in the bytes."""
+    scale = scales[..., None].astype(jnp.float32)
+
+    def values(codes: Array) -> Array:
+        blocks = codes.reshape(*scales.shape, -1).astype(jnp.int8) - 8
+        return (blocks.astype(jnp.float32) * scale).reshape(codes.shape)
+
+    low, high = nibble_planes(packed)
+    return values(low), values(high)

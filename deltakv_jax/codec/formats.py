@@ -17,13 +17,16 @@ from jaxtyping import Array, Bool, Float32, Int
 
 from deltakv_jax.codec import blocks
 from deltakv_jax.codec.hadamard import rotate
-from deltakv_jax.codec.packing import BLOCK
+from deltakv_jax.codec.packing import BLOCK, join_planes, split_planes
 from deltakv_jax.errors import UserError
 from deltakv_jax.typed import typed
 
 Leaves = dict[str, Array]
 Per = Literal["token", "group"]
 """What a row of a leaf belongs to."""
+
+Planes = tuple[Array, ...]
+"""Arrays whose last axes together are head_dim, in the order in which a format unpacks it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,23 +98,46 @@ class Format:
         """
         raise NotImplementedError
 
-    def terms(self, leaves: Leaves) -> Array:
-        """Float32 [*lead, t, d] in the stored frame, that is rotated if `rotate`."""
+    def split(self, x: Array) -> Planes:
+        """[*lead, d] in the planes in which the terms are read."""
+        return (x,)
+
+    def join(self, planes: Planes) -> Array:
+        """The inverse of `split`."""
+        return planes[0]
+
+    def terms(self, leaves: Leaves) -> Planes:
+        """Float32 planes [*lead, t, …] in the stored frame, that is rotated if `rotate`.
+
+        A value is its own term, or, if `chained`, the sum of the terms of its group up to its
+        own, behind the group's `base`.
+        """
         raise NotImplementedError
+
+    def base(self, leaves: Leaves) -> Array:
+        """Float32 [*lead, g, d] in the stored frame: what a chain begins with."""
+        raise NotImplementedError
+
+    def stored(self, leaves: Leaves) -> Planes:
+        """The reconstruction in the stored frame: float32 planes [*lead, t, …]."""
+        terms = self.terms(leaves)
+        if not self.chained:
+            return terms
+        return tuple(
+            self._running_sum(term, base)
+            for term, base in zip(terms, self.split(self.base(leaves)), strict=True)
+        )
 
     def decode(self, leaves: Leaves) -> Array:
         """The reconstruction, float32 [*lead, t, d], in the frame of the values."""
-        values = self.running_sum(self.terms(leaves))
-        return rotate(values) if self.rotate else values
+        return self._stored_frame(self.join(self.stored(leaves)))
 
-    def running_sum(self, terms: Array) -> Array:
-        """The values [*lead, t, d] whose terms these are, in the stored frame."""
-        if not self.chained:
-            return terms
-        groups = terms.reshape(*terms.shape[:-2], -1, self.interval, terms.shape[-1])
-        return jnp.cumsum(groups, axis=-2).reshape(terms.shape)
+    def _running_sum(self, terms: Array, base: Array) -> Array:
+        groups = terms.reshape(*base.shape[:-1], self.interval, base.shape[-1])
+        return (base[..., None, :] + jnp.cumsum(groups, axis=-2)).reshape(terms.shape)
 
     def _stored_frame(self, x: Array) -> Array:
+        """From the frame of the values to the stored one, or back."""
         return rotate(x) if self.rotate else x
 
 
@@ -144,8 +170,28 @@ class _Dense(_Independent):
     def quantize(self, x: Array) -> Leaves:
         return {"values": x.astype(self.dtype)}
 
-    def terms(self, leaves: Leaves) -> Array:
-        return leaves["values"].astype(jnp.float32)
+    def terms(self, leaves: Leaves) -> Planes:
+        return (leaves["values"].astype(jnp.float32),)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _BF16(_Independent):
+    """The upper half of each float32, rounded to nearest even, as the bits that it is.
+
+    Not as bfloat16 numbers: XLA:CPU widens a whole bfloat16 leaf to float32 wherever a loop
+    slices or updates it, 51 ms instead of 0.1 for 12 tokens in a leaf of 50 MB.
+    """
+
+    name: str = "bf16"
+
+    def leaves(self, head_dim: int) -> dict[str, Leaf]:
+        return {"bits": Leaf("token", head_dim, jnp.uint16)}
+
+    def quantize(self, x: Array) -> Leaves:
+        return {"bits": jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)}
+
+    def terms(self, leaves: Leaves) -> Planes:
+        return (jax.lax.bitcast_convert_type(leaves["bits"].astype(jnp.uint32) << 16, jnp.float32),)
 
 
 def _block_leaves(head_dim: int, name: str, codes: Leaf) -> dict[str, Leaf]:
@@ -170,12 +216,25 @@ class _Q8_0(_Independent):  # noqa: N801
     def quantize(self, x: Array) -> Leaves:
         return dict(zip(("codes", "scales"), blocks.quantize_q8_0(x), strict=True))
 
-    def terms(self, leaves: Leaves) -> Array:
-        return blocks.dequantize_q8_0(leaves["codes"], leaves["scales"])
+    def terms(self, leaves: Leaves) -> Planes:
+        return (blocks.dequantize_q8_0(leaves["codes"], leaves["scales"]),)
+
+
+class _NibblePlanes:
+    """Terms of 4-bit codes, read in the two planes in which they lie."""
+
+    def split(self, x: Array) -> Planes:
+        return split_planes(x)
+
+    def join(self, planes: Planes) -> Array:
+        return join_planes(*planes)
+
+    def terms(self, leaves: Leaves) -> Planes:
+        return blocks.dequantize_q4_0_planes(leaves["codes"], leaves["scales"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Q4_0(_Independent):  # noqa: N801
+class _Q4_0(_NibblePlanes, _Independent):  # noqa: N801
     """x ≈ (codes - 8) * scale, 4-bit codes, a float16 scale per 32 values along head_dim."""
 
     name: str = "q4_0"
@@ -187,18 +246,15 @@ class _Q4_0(_Independent):  # noqa: N801
     def quantize(self, x: Array) -> Leaves:
         return dict(zip(("codes", "scales"), blocks.quantize_q4_0(x), strict=True))
 
-    def terms(self, leaves: Leaves) -> Array:
-        return blocks.dequantize_q4_0(leaves["codes"], leaves["scales"])
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Delta(Format):
+class _Delta(_NibblePlanes, Format):
     """A float16 keyframe every `interval` tokens, and 4-bit differences in between.
 
     r_0 = keyframe; r_n = r_{n-1} + q4_0(x_n - r_{n-1}): the encoder predicts from the decoder's
-    reconstruction (closed loop), so its error does not grow along the group. The terms are the
-    keyframe and the dequantised differences. The keyframe's own slot of codes stays zero: a row
-    per token keeps groups aligned for kernels, for 4.5 / interval bits a value.
+    reconstruction (closed loop), so its error does not grow along the group. The base is the
+    keyframe, the terms are the dequantised differences. The keyframe's own slot of codes stays
+    zero: a row per token keeps groups aligned for kernels, for 4.5 / interval bits a value.
     """
 
     name: str = "delta"
@@ -252,21 +308,18 @@ class _Delta(Format):
 
     def _predictor(self, leaves: Leaves, n: Array) -> Array:
         """r_{n-1}, float32 [*lead, 1, d], summed in the order in which `encode` sums."""
-        terms = jnp.moveaxis(self.terms(leaves), -2, 0)[..., None, :]
-        add = lambda at, r: jnp.where(at < n, r + terms[at], r)
-        return jax.lax.fori_loop(1, jnp.max(n), add, terms[0])
-
-    def terms(self, leaves: Leaves) -> Array:
         differences = blocks.dequantize_q4_0(leaves["codes"], leaves["scales"])
-        keyframes = leaves["keyframes"].astype(jnp.float32)
-        groups = differences.reshape(*keyframes.shape[:-1], self.interval, -1)
-        first = jnp.arange(self.interval)[:, None] == 0
-        return jnp.where(first, keyframes[..., None, :], groups).reshape(differences.shape)
+        terms = jnp.moveaxis(differences, -2, 0)[..., None, :]
+        add = lambda at, r: jnp.where(at < n, r + terms[at], r)
+        return jax.lax.fori_loop(1, jnp.max(n), add, self.base(leaves))
+
+    def base(self, leaves: Leaves) -> Array:
+        return leaves["keyframes"].astype(jnp.float32)
 
 
 FORMATS: dict[str, Callable[..., Format]] = {
     "f32": lambda: _Dense(name="f32", dtype=jnp.float32),
-    "bf16": lambda: _Dense(name="bf16", dtype=jnp.bfloat16),
+    "bf16": _BF16,
     "f16": lambda: _Dense(name="f16", dtype=jnp.float16),
     "q8_0": _Q8_0,
     "q4_0": _Q4_0,
