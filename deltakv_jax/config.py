@@ -4,6 +4,8 @@ import dataclasses
 
 from deltakv_jax.errors import UserError
 
+_SIZES = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn", "context")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
@@ -20,6 +22,12 @@ class RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_context: int
+
+    def __post_init__(self):
+        if self.original_context < 1 or not self.factor >= 1:
+            raise UserError(f"factor and original_context must be at least 1 in {self}")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise UserError(f"low_freq_factor must lie between 0 and high_freq_factor in {self}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,10 +63,15 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None = None
 
     def __post_init__(self):
-        for field in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "ffn"):
+        for field in _SIZES:
             if getattr(self, field) < 1:
                 raise UserError(f"{field} must be at least 1, got {getattr(self, field)}")
+        for field in ("rope_theta", "norm_eps"):
+            if not getattr(self, field) > 0:
+                raise UserError(f"{field} must be positive, got {getattr(self, field)}")
         if self.heads % self.kv_heads:
-            raise UserError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+            raise UserError(
+                f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})"
+            )
         if self.head_dim % 2:
             raise UserError(f"head_dim must be even for RoPE, got {self.head_dim}")
