@@ -1,0 +1,122 @@
+"""What the commands share: a parser with one-line errors, the model's options, exit statuses.
+
+Bad input ends a command with one line on stderr and exit status 2, whether the parser finds it or
+the work does (as a `UserError`). A command is
+
+    def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+        parser = make_parser(prog)
+        options = parser.parse_args(argv)
+        return run(lambda: work(options), prog=parser.prog)
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from deltakv_jax.errors import UserError
+from deltakv_jax.weights import LoadedModel, demo_folder, load_model
+from deltakv_jax.weights.folder import DTYPES
+
+WRONG_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors are one line, without the usage, and exit with status 2.
+
+    Options cannot be abbreviated: a script that relies on it breaks when an option is added.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints `message` on one line of stderr and exits."""
+        self.exit(WRONG_INPUT, one_line(self.prog, message))
+
+    def parse_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Parses all of `args`; an unknown one is named, with the nearest known option."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown argument {unknown[0]!r}; {self._nearest(unknown[0])}")
+        return options
+
+    def _nearest(self, word: str) -> str:
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        near = difflib.get_close_matches(word.split("=")[0], known, n=1)
+        return f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}"
+
+
+def one_line(prog: str, message: object) -> str:
+    """`message` as one line of the program `prog`, with its newline."""
+    return f"{prog}: {' '.join(str(message).split())}\n"
+
+
+def run(work: Callable[[], None], *, prog: str) -> int:
+    """Does `work` and returns the exit status: 0, or 2 after the one line of a `UserError`."""
+    try:
+        work()
+        sys.stdout.flush()  # a closed pipe shows here and not while the interpreter ends
+    except UserError as error:
+        sys.stderr.write(one_line(prog, error))
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write(one_line(prog, "interrupted"))
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return 0
+
+
+def whole_number(text: str, *, at_least: int) -> int:
+    """`text` as an integer of at least `at_least`, for `type=` of an argument."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = at_least - 1
+    if number < at_least:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number of at least {at_least}, got {text!r}"
+        )
+    return number
+
+
+def positive(text: str) -> int:
+    """`text` as an integer of at least 1, for `type=` of an argument."""
+    return whole_number(text, at_least=1)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--model` and `--dtype`, which `load` reads."""
+    parser.add_argument(
+        "--model",
+        metavar="demo|FOLDER",
+        default="demo",
+        help="the model inside the package, or a Hugging Face folder of a Llama (%(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=None,
+        help="of the weights (default: the checkpoint's own on a GPU, f32 on a CPU)",
+    )
+
+
+def model_folder(text: str) -> Path:
+    """The folder that `--model` names."""
+    if text == "demo":
+        return demo_folder()
+    if not Path(text).is_dir():
+        raise UserError(f"--model: no folder {text!r}; give demo or a Hugging Face folder")
+    return Path(text)
+
+
+def load(options: argparse.Namespace) -> LoadedModel:
+    """The model that `--model` and `--dtype` ask for."""
+    return load_model(model_folder(options.model), dtype=options.dtype)

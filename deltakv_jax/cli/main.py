@@ -1,0 +1,41 @@
+"""`deltakv COMMAND …`: the scripts' work, where a wheel has no `scripts/`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import deltakv_jax
+
+COMMANDS = {
+    "perplexity": "what a KV cache format costs in quality and saves in bytes",
+    "decode": "a prompt in, text out as it is made",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the first word names; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    match words[:1]:
+        case ["-h" | "--help"]:
+            print(usage())
+        case ["--version"]:
+            print(f"deltakv {deltakv_jax.__version__}")
+        case [name] if name in COMMANDS:
+            # imported only now: `--help` need not wait for JAX
+            command = importlib.import_module(f"deltakv_jax.cli.{name}")
+            return command.main(words[1:], prog=f"deltakv {name}")
+        case _:
+            found = f"unknown command {words[0]!r}" if words else "no command"
+            print(f"deltakv: {found}; known: {', '.join(COMMANDS)}", file=sys.stderr)
+            return 2
+    return 0
+
+
+def usage() -> str:
+    """The commands, one a line."""
+    lines = [f"  {name:<12} {does}" for name, does in COMMANDS.items()]
+    return "\n".join(["usage: deltakv COMMAND [--help | OPTION ...] | --version", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""The two programs that run on the device, each compiled for one fixed shape.
+
+`chunk_hidden` depends on the cache's format: it feeds a chunk through the model and an empty cache
+that holds exactly this chunk, so that every token attends to what the cache would hold for it.
+`score` does not: it compares the formats over one chunk, a few positions at a time, so that logits
+never exist for all positions and the whole vocabulary.
+
+A chunk is always a program of its own. How many are dispatched together changes no result.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from deltakv_jax.cache import KVCache, make_cache
+from deltakv_jax.codec import KVSpec
+from deltakv_jax.config import LlamaConfig
+from deltakv_jax.generation.steps import forward
+from deltakv_jax.model import Llama
+from deltakv_jax.typed import typed
+
+MAX_PIECE = 512  # tokens fed at once: bounds the memory of a long context
+MAX_LOGITS = 2**23  # of one format held at once, 32 MiB
+
+
+class TokenScores(NamedTuple):
+    """What is kept of each scored prediction, for each format f; the first one is the base.
+
+    Attributes:
+      nll: minus the natural logarithm of the true token's probability.
+      kld: Kullback-Leibler divergence of the base's distribution from the format's, in nats.
+      same_top: whether the most likely token is the base's.
+      finite: whether every logit is.
+    """
+
+    nll: Float32[Array, "f n"]
+    kld: Float32[Array, "f n"]
+    same_top: Bool[Array, "f n"]
+    finite: Bool[Array, "f n"]
+
+
+def chunk_cache(config: LlamaConfig, spec: KVSpec, ctx: int) -> KVCache:
+    """The empty cache that one chunk fills: one sequence of exactly `ctx` tokens."""
+    return make_cache(
+        spec,
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        capacity=ctx,
+    )
+
+
+def piece_length(ctx: int, *, sequential: bool) -> int:
+    """Tokens fed at once: one, or a chunk in as few equal pieces as `MAX_PIECE` allows."""
+    return 1 if sequential else math.ceil(ctx / math.ceil(ctx / MAX_PIECE))
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "piece"))
+@typed
+def chunk_hidden(
+    model: Llama, tokens: Int32[Array, " ctx"], *, spec: KVSpec, piece: int
+) -> Float32[Array, "ctx w"]:
+    """The final hidden states of one chunk, read through a cache of format `spec`.
+
+    Args:
+      model: the weights.
+      tokens: the chunk; the cache is empty before it and full after it.
+      spec: the cache's format.
+      piece: tokens fed at once; 1 is the route that decoding takes.
+    """
+    ctx, pieces = len(tokens), math.ceil(len(tokens) / piece)
+    padded = jnp.pad(tokens, (0, pieces * piece - ctx)).reshape(pieces, 1, piece)
+    counts = jnp.minimum(piece, ctx - piece * jnp.arange(pieces))[:, None]
+
+    def feed(cache: KVCache, at: tuple[Array, Array]) -> tuple[KVCache, Array]:
+        tokens, counts = at
+        hidden, cache = forward(model, tokens, counts, cache)
+        return cache, hidden[0]
+
+    _, hidden = jax.lax.scan(feed, chunk_cache(model.config, spec, ctx), (padded, counts))
+    return hidden.reshape(pieces * piece, -1)[:ctx]
+
+
+@functools.partial(jax.jit, static_argnames="first")
+@typed
+def score(
+    model: Llama,
+    hidden: tuple[Float32[Array, "ctx w"], ...],
+    tokens: Int32[Array, " ctx"],
+    *,
+    first: int,
+) -> TokenScores:
+    """Scores the predictions at positions `first` … ctx - 2 of one chunk.
+
+    Args:
+      model: the weights, of which the head is used.
+      hidden: final hidden states under each format, the base's first.
+      tokens: the chunk.
+      first: the first position that is scored; it predicts token first + 1.
+    """
+    states = [h[first:-1] for h in hidden]
+    at_once = max(1, min(256, MAX_LOGITS // model.config.vocab_size))
+
+    def compare(at: tuple[list[Array], Array]) -> TokenScores:
+        logits = [model.logits(h) for h in at[0]]
+        return _token_scores(jnp.stack(logits), at[1])
+
+    scores = jax.lax.map(compare, (states, tokens[first + 1 :]), batch_size=at_once)
+    return jax.tree.map(jnp.transpose, scores)
+
+
+def _token_scores(logits: Float32[Array, "f v"], target: Int32[Array, ""]) -> TokenScores:
+    log_p = jax.nn.log_softmax(logits)
+    top = jnp.argmax(logits, axis=-1)
+    return TokenScores(
+        nll=-log_p[:, target],
+        kld=kl_divergence(log_p[0], log_p),
+        same_top=top == top[0],
+        finite=jnp.isfinite(logits).all(axis=-1),
+    )
+
+
+def kl_divergence(log_p: Float[Array, "*#f v"], log_q: Float[Array, "*f v"]) -> Float[Array, "*f"]:
+    """KL(p‖q) = Σ p ln(p/q) in nats, exact to second order in x = ln(p/q).
+
+    Summed as p (x + e^-x - 1), which adds Σ q - Σ p = 0: no term is negative, and a rounding error
+    in a normaliser, which moves all x by one amount, cancels to first order. In float32 the plain
+    sum drowns the divergence of a 16-bit cache (about 1e-7) in such errors.
+    """
+    x, p = log_p - log_q, jnp.exp(log_p)
+    near = p * (x + jnp.expm1(-x))
+    far = p * x + (jnp.exp(log_q) - p)  # where e^-x may overflow
+    return jnp.sum(jnp.where(x > -1, near, far), axis=-1)

@@ -1,0 +1,135 @@
+"""The command from arguments to table and JSON, and each of its errors in one line."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deltakv_jax.cli import perplexity
+from deltakv_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tiny(shared) -> list[str]:
+    """Arguments of a run that takes a second."""
+    text = str(shared / "texts" / "tinystories.txt")
+    return ["--model", str(shared / "models" / "tiny1m"), "--text", text, "--ctx", "64"]
+
+
+def test_the_table_and_the_json_hold_the_run(tiny, tmp_path, capsys):
+    target = tmp_path / "out.json"
+    words = ["--chunks", "3", "--kv", "f16", "q4_0", "--json", str(target)]
+    assert perplexity.main([*tiny, *words]) == 0
+    out = capsys.readouterr().out
+    assert "tiny1m on tinystories.txt: 3 of 1573 chunks of 64 tokens, 93 predictions" in out
+    (run,) = json.loads(target.read_text())["runs"]
+    assert (run["model"], run["text"], run["chunks"]) == ("tiny1m", "tinystories.txt", 3)
+    assert run["tokens_scored"] == 3 * 31
+    assert [row["kv"] for row in run["rows"]] == ["f16", "q4_0"]
+    for row in run["rows"]:
+        assert f"{row['ppl']:.4f} ±{row['ppl_stderr']:.4f}" in out
+    base, row = run["rows"]
+    assert row["delta_ln_ppl"] == pytest.approx(math.log(row["ppl"] / base["ppl"]))
+    assert (base["kld_mean"], base["same_top"], base["bits_per_value"]) == (0, 1, 16)
+
+
+def test_json_on_stdout_is_alone_there(tiny, capsys):
+    assert perplexity.main([*tiny, "--chunks", "1", "--kv", "f16", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["runs"][0]["chunks"] == 1
+    assert "perplexity" in err
+
+
+def test_a_default_format_that_does_not_fit_is_left_out_with_a_line(tiny, shared, capsys):
+    words = ["--model", str(shared / "models" / "stories260K"), "--chunks", "1"]
+    assert perplexity.main([*tiny, *words], "tool") == 0
+    out, err = capsys.readouterr()
+    assert [line.split(":")[1] for line in err.splitlines()] == [
+        f" left out {name}" for name in ("q8_0", "q4_0", "q4_0", "delta")
+    ]
+    assert "f16" in out
+    assert "q4_0" not in out
+
+
+def test_beyond_the_context_with_leave_and_a_warning(tiny, capsys):
+    words = ["--ctx", "300", "--chunks", "1", "--kv", "f16", "--beyond-context"]
+    assert perplexity.main([*tiny, *words]) == 0
+    assert "warning: --ctx 300 is beyond the model's context of 256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--kv", "q5_9"], "unknown KV format 'q5_9'"),
+        (["--kv", "f16", "delta:interval=1"], "2 or more, got '1'"),
+        (["--ctx", "257"], "beyond the model's context of 256 tokens; --beyond-context"),
+        (["--text", "absent.txt"], "--text absent.txt: No such file"),
+        (["--text", "short.txt"], "fewer than one chunk of --ctx 64"),
+        (["--model", "absent"], "no folder 'absent'; give demo"),
+        (["--json", "absent/out.json"], "--json absent/out.json: cannot write"),
+        (["--json", "."], "--json . is a folder"),
+    ],
+)
+def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    Path("short.txt").write_text("Once upon a time")
+    assert perplexity.main([*tiny, *words]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--ctx", "7"], "--ctx: expected a whole number of at least 8"),
+        (["--chunks", "0"], "--chunks: expected a whole number of at least 1"),
+        (["--batch", "x"], "--batch: expected a whole number of at least 1"),
+        (["--kv"], "--kv: expected at least one argument"),
+        (["--chunk", "3"], "did you mean --chunks?"),
+    ],
+)
+def test_a_bad_argument_is_one_line(capsys, words, says):
+    with pytest.raises(SystemExit) as stopped:
+        perplexity.main(words)
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_a_format_asked_for_by_name_must_fit(tiny, shared, capsys):
+    words = ["--model", str(shared / "models" / "stories260K"), "--kv", "f16", "q4_0"]
+    assert perplexity.main([*tiny, *words]) == 2
+    assert "q4_0 needs a head_dim that is a multiple of 32" in capsys.readouterr().err
+
+
+def test_a_run_that_stops_keeps_the_old_json(tiny, tmp_path, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise UserError("logits are not finite in chunk 0")
+
+    target = tmp_path / "out.json"
+    target.write_text("old")
+    monkeypatch.setattr(perplexity.runner, "evaluate", stop)
+    assert perplexity.main([*tiny, "--kv", "f16", "--json", str(target)]) == 2
+    assert "chunk 0" in capsys.readouterr().err
+    assert target.read_text() == "old"
+
+
+def test_the_script_is_the_command():
+    script = [sys.executable, str(ROOT / "scripts" / "perplexity.py"), "--help"]
+    command = [sys.executable, "-m", "deltakv_jax.cli.main", "perplexity", "--help"]
+    env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'pallas'}", "PATH": "", "COLUMNS": "80"}
+    shown = [
+        subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout
+        for words in (script, command)
+    ]
+    assert shown[0].split("options:")[1] == shown[1].split("options:")[1]
+    assert "--beyond-context" in shown[0]

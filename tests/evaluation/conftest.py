@@ -1,0 +1,65 @@
+"""A small random Llama, which every machine has, and the real ones where they are."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from deltakv_jax.config import LlamaConfig
+from deltakv_jax.evaluation.protocol import Chunks
+from deltakv_jax.model import Llama
+from deltakv_jax.weights import LoadedModel, load_model
+
+CONFIG = LlamaConfig(
+    vocab_size=96,
+    width=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    ffn=96,
+    context=128,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    tied=False,
+)
+
+
+@functools.cache
+def _random_llama() -> Llama:
+    return jax.jit(lambda: Llama(CONFIG, dtype=jnp.float32, rngs=nnx.Rngs(0)))()
+
+
+@functools.cache
+def _load(folder: Path) -> LoadedModel:
+    return load_model(folder, dtype="f32")
+
+
+@pytest.fixture
+def random_llama() -> Llama:
+    return _random_llama()
+
+
+@pytest.fixture
+def random_chunks():
+    """Chunks of random tokens, all alike but for their number."""
+
+    def draw(count: int, ctx: int) -> Chunks:
+        tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (16, ctx), np.int32)
+        return Chunks(tokens[:count], ctx // 2, 16)
+
+    return draw
+
+
+@pytest.fixture
+def tiny1m(shared) -> LoadedModel:
+    return _load(shared / "models" / "tiny1m")
+
+
+@pytest.fixture
+def stories260k(shared) -> LoadedModel:
+    return _load(shared / "models" / "stories260K")

@@ -1,0 +1,119 @@
+"""Runs of several formats: what they share, what they may not depend on, what stops them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deltakv_jax.codec import parse_spec
+from deltakv_jax.errors import UserError
+from deltakv_jax.evaluation import results, runner
+
+SPECS = tuple(map(parse_spec, ("f32", "delta:interval=8")))
+SETTINGS = runner.Settings(specs=SPECS, ctx=24)
+
+
+def measure(model, chunks, settings=SETTINGS, progress=lambda done: None):
+    return results.join(list(runner.measure(model, chunks, settings, progress)))
+
+
+@pytest.mark.parametrize("batch", [2, 8])  # with a rest, and all at once
+def test_results_do_not_depend_on_the_batch(random_llama, random_chunks, batch):
+    chunks = random_chunks(5, 24)
+    one = measure(random_llama, chunks, dataclasses.replace(SETTINGS, batch=1))
+    many = measure(random_llama, chunks, dataclasses.replace(SETTINGS, batch=batch))
+    jax.tree.map(np.testing.assert_array_equal, one[:3], many[:3])
+
+
+def test_a_chunk_does_not_depend_on_the_others(random_llama, random_chunks):
+    all_of_them = measure(random_llama, random_chunks(5, 24))
+    first = measure(random_llama, random_chunks(1, 24))
+    np.testing.assert_array_equal(first.nll[:, 0], all_of_them.nll[:, 0])
+
+
+def test_scores_stay_float64_on_the_host(random_llama, random_chunks):
+    got = measure(random_llama, random_chunks(3, 24))
+    assert got.nll.shape == got.kld.shape == got.same_top.shape == (2, 3, 11)
+    assert got.nll.dtype == got.kld.dtype == np.float64
+    assert np.all(got.seconds > 0)
+
+
+def test_progress_counts_chunks_times_formats(random_llama, random_chunks):
+    told = []
+    measure(random_llama, random_chunks(5, 24), dataclasses.replace(SETTINGS, batch=2), told.append)
+    assert told == [2, 2, 2, 2, 1, 1]
+
+
+def test_both_routes_agree(random_llama, random_chunks):
+    chunks = random_chunks(3, 24)
+    parallel = measure(random_llama, chunks)
+    sequential = measure(random_llama, chunks, dataclasses.replace(SETTINGS, sequential=True))
+    np.testing.assert_allclose(sequential.nll[0], parallel.nll[0], atol=2e-5)
+    np.testing.assert_allclose(sequential.nll.mean((1, 2)), parallel.nll.mean((1, 2)), atol=2e-3)
+
+
+def test_a_chunk_whose_logits_are_not_finite_is_named(random_llama, random_chunks):
+    broken, chunks = jax.tree.map(jnp.array, random_llama), random_chunks(4, 24)
+    chunks.tokens[chunks.tokens == 95] = 0
+    chunks.tokens[2, 5] = 95
+    broken.embedding[...] = broken.embedding[...].at[95].set(jnp.nan)
+    with pytest.raises(UserError, match=r"not finite in chunk 3 with KV f32"):
+        measure(broken, chunks, dataclasses.replace(SETTINGS, batch=2))
+
+
+def test_a_format_whose_logits_are_not_finite_is_named(random_llama, random_chunks):
+    """f32 holds a value of a million, a keyframe of f16 does not."""
+    broken = jax.tree.map(jnp.array, random_llama)
+    stack = broken.value.kinds[0]
+    stack[...] = stack[...] * 1e6
+    with pytest.raises(UserError, match=r"not finite in chunk 1 with KV delta:interval=8"):
+        measure(broken, random_chunks(4, 24))
+
+
+def test_rows_are_made_of_all_tokens_and_the_first_is_the_base():
+    rng = np.random.default_rng(0)
+    measured = results.Measured(
+        nll=rng.gamma(2.0, size=(2, 3, 50)),
+        kld=rng.gamma(0.1, size=(2, 3, 50)),
+        same_top=rng.random((2, 3, 50)) < 0.9,
+        seconds=np.array([2.0, 4.0]),
+    )
+    sizes = [results.Size(16.0, 1000), results.Size(4.5, 281)]
+    base, row = results.rows(SPECS, 100, measured, sizes)
+    assert (base.kv, row.kv) == ("f32", "delta:interval=8")
+    assert (base.delta_ln_ppl, base.delta_ln_ppl_stderr) == (0, 0)
+    assert row.ppl == pytest.approx(np.exp(measured.nll[1].mean()))
+    assert row.delta_ln_ppl == pytest.approx(np.log(row.ppl / base.ppl))
+    difference = (measured.nll[1] - measured.nll[0]).ravel()
+    assert row.delta_ln_ppl_stderr == pytest.approx(difference.std(ddof=1) / np.sqrt(150))
+    assert row.kld_mean == pytest.approx(measured.kld[1].mean())
+    assert row.kld_p999 == pytest.approx(np.quantile(measured.kld[1], 0.999))
+    assert row.same_top == pytest.approx(measured.same_top[1].mean())
+    assert (row.bits_per_value, row.kv_bytes) == (4.5, 281)
+    assert (base.tokens_per_second, row.tokens_per_second) == (150, 75)
+
+
+@pytest.mark.parametrize(
+    ("spec", "bits"), [("f32", 32), ("f16", 16), ("bf16", 16), ("q8_0", 8.5), ("q4_0", 4.5)]
+)
+def test_bits_per_value_are_exact(random_llama, spec, bits):
+    assert results.cache_size(random_llama.config, parse_spec(spec), 512).bits_per_value == bits
+
+
+def test_bits_per_value_of_delta(random_llama):
+    size = results.cache_size(random_llama.config, parse_spec("delta"), 512)
+    assert 4.5 < size.bits_per_value <= 5.05
+    # 2 layers, 2 kv heads of 32 values, K and V
+    assert size.kv_bytes == size.bits_per_value * 2 * 2 * 2 * 32 * 512 / 8
+
+
+def test_default_formats_that_do_not_fit_are_left_out_with_a_line():
+    kept, left_out = runner.default_specs(head_dim=64)
+    assert tuple(map(str, kept)) == runner.DEFAULT_FORMATS
+    assert not left_out
+    kept, left_out = runner.default_specs(head_dim=8)
+    assert [str(spec) for spec in kept] == ["f16"]
+    assert len(left_out) == 4
+    assert all(f"left out {name}:" in "\n".join(left_out) for name in runner.DEFAULT_FORMATS[1:])
