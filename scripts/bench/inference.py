@@ -1,0 +1,80 @@
+"""How fast a model runs, each figure as a ratio to what the machine itself can do.
+
+    python scripts/bench/inference.py [--only prefill|decode|attention|compile] [--json FILE]
+
+takes about three minutes on two cores and 4 GB of memory. Nothing else should run: what is compared
+takes turns, so that a ratio bears some noise, but not a busy neighbour. It prints, in four parts,
+
+- prefill: a prompt of 512 tokens through a random Llama of 100 M parameters, over a float32 product
+  of 2048 x 2048 matrices; at least 0.60,
+- decode: the bytes of weights that a step of the compiled loop reads, over the bandwidth of copying
+  1 GiB; at least 0.60,
+- attention: one query token over 8192 packed ones, in every format, over a plain bfloat16 cache in
+  the form that is fastest here; `delta` at most 1.50, and at most 1.20 over q4_0,
+- compile: the decode step of 80 layers over that of 8; at most 1.50.
+
+Figures are medians. A goal that is missed says NO and does not change the exit status.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from deltakv_jax.cli import arguments
+from deltakv_jax.evaluation import report
+from scripts.bench import attention_speed, compile_time, model_speed, results
+
+PARTS = {
+    "prefill": model_speed.prefill_rows,
+    "decode": model_speed.decode_rows,
+    "attention": attention_speed.rows,
+    "compile": compile_time.rows,
+}
+FILE_WIDTH = 190  # columns of a table that no terminal bounds
+QUIET = 0.5  # load average above which somebody else is at work
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures what the arguments ask for; returns the exit status."""
+    parser = arguments.OneLineParser("inference.py", description="Speed of a model, as ratios.")
+    parser.add_argument("--only", choices=tuple(PARTS), help="run one part")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    options = parser.parse_args(argv)
+    return arguments.run(lambda: measure(options), prog=parser.prog)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Runs the parts, prints their rows and writes them."""
+    if options.json:
+        report.check_writable(options.json)
+    # a program from the disk would take no time to compile
+    jax.config.update("jax_enable_compilation_cache", False)
+    before = results.surroundings()
+    _warn(before["load"])
+    rows = []
+    for part in [options.only] if options.only else PARTS:
+        sys.stderr.write(f"measuring {part}\n")
+        rows += PARTS[part]()
+    _console().print(results.table(rows))
+    if options.json:
+        report.write_atomically(options.json, results.to_json(rows, before))
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False)
+    return (
+        console if console.is_terminal else Console(width=FILE_WIDTH, highlight=False, markup=False)
+    )
+
+
+def _warn(load: float) -> None:
+    if load > QUIET:
+        sys.stderr.write(f"warning: the load is {load}: figures want a machine that is idle\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

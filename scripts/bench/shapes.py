@@ -1,0 +1,50 @@
+"""The shapes that benchmarks measure, each by its name."""
+
+import dataclasses
+
+from deltakv_jax.config import LlamaConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionShape:
+    """A decode step of one attention layer: one query token over `tokens` stored ones."""
+
+    batch: int
+    tokens: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+def llama(width: int, layers: int, heads: int, kv_heads: int, ffn: int) -> LlamaConfig:
+    """A Llama with heads of 64 values and a tied head over 32,000 tokens."""
+    return LlamaConfig(
+        vocab_size=32000,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=64,
+        ffn=ffn,
+        context=2048,
+        rope_theta=10000.0,
+        norm_eps=1e-5,
+        tied=True,
+    )
+
+
+MODELS = {
+    "llama_100m": llama(width=768, layers=12, heads=12, kv_heads=4, ffn=2048),
+    # TinyLlama's layers, few of them
+    "llama_1b_3_layers": llama(width=2048, layers=3, heads=32, kv_heads=4, ffn=5632),
+}
+
+NARROW = dataclasses.replace(llama(128, 8, 2, 1, ffn=256), vocab_size=256)
+DEPTHS = {
+    "narrow_8_layers": NARROW,
+    "narrow_80_layers": dataclasses.replace(NARROW, layers=80),
+}
+
+ATTENTION = {
+    "llama3_8b_decode_8k": AttentionShape(batch=1, tokens=8192, heads=32, kv_heads=8, head_dim=128),
+}
