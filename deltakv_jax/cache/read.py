@@ -46,7 +46,10 @@ def _rows(leaf: Array, row: Array, start: Array | int, size: int) -> Array:
 def read(
     cache: KVCache, layer: Int32[Array, ""] | int
 ) -> tuple[Float32[Array, "b k s d"], Float32[Array, "b k s d"]]:
-    """K and V of one layer, reconstructed whole: float32, s = capacity, zeros where empty."""
+    """K and V of one layer, reconstructed whole: float32, s = capacity.
+
+    Positions behind a sequence's length mean nothing: an open group goes on as its last value.
+    """
     kind_of, row = cache.layout.find(layer)
 
     def whole(kind: int, row: Array) -> tuple[Array, Array]:

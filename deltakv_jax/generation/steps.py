@@ -1,0 +1,155 @@
+"""Steps of a model over a KV cache: new tokens in, logits and the next cache out.
+
+Every step donates its cache: the one passed in is gone, the one returned takes its place. Prompts
+go in pieces of a few lengths, so that prompts of any length need a few compilations.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float32, Int32
+
+from deltakv_jax import attention
+from deltakv_jax.cache import KVCache, advance, make_cache
+from deltakv_jax.codec import KVSpec
+from deltakv_jax.config import LlamaConfig
+from deltakv_jax.errors import UserError
+from deltakv_jax.model import Llama
+from deltakv_jax.typed import typed
+
+PIECES = (32, 64, 128, 256, 512)
+"""Tokens that a program of `prefill` takes: less than half of a piece is padding, above 32."""
+
+
+def empty_cache(config: LlamaConfig, spec: KVSpec, *, capacity: int, batch: int = 1) -> KVCache:
+    """An empty cache for a model of this config; raises UserError as `make_cache` does."""
+    return make_cache(
+        spec,
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        capacity=capacity,
+        batch=batch,
+    )
+
+
+@typed
+def forward(
+    model: Llama, tokens: Int32[Array, "b t"], counts: Int32[Array, " b"], cache: KVCache
+) -> tuple[Float32[Array, "b t w"], KVCache]:
+    """Runs the model over the first `counts` of `tokens` of each sequence; the rest is padding.
+
+    Returns:
+      The hidden states after the final norm (those of padding mean nothing), and the cache with
+      the tokens written. A sequence of count 0 is left as it is.
+    """
+    positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
+    attend = functools.partial(attention.attend, counts=counts)
+    hidden, cache = model.hidden(tokens, positions, cache, attend=attend)
+    return hidden, advance(cache, counts)
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+@typed
+def decode_step(
+    model: Llama, tokens: Int32[Array, " b"], cache: KVCache
+) -> tuple[Float32[Array, "b v"], KVCache]:
+    """Feeds one token to each sequence: the logits of the next one, and the cache (donated)."""
+    return next_logits(model, tokens, jnp.ones(tokens.shape, bool), cache)
+
+
+@typed
+def next_logits(
+    model: Llama, tokens: Int32[Array, " b"], live: Bool[Array, " b"], cache: KVCache
+) -> tuple[Float32[Array, "b v"], KVCache]:
+    """Feeds one token to each sequence that is `live`; the logits of the others mean nothing."""
+    hidden, cache = forward(model, tokens[:, None], live.astype(jnp.int32), cache)
+    return model.logits(hidden[:, 0]), cache
+
+
+def prefill(
+    model: Llama, prompts: Sequence[Sequence[int]], cache: KVCache
+) -> tuple[Array, KVCache]:
+    """Appends a prompt to each sequence of the cache, whatever their lengths.
+
+    Args:
+      model: the model.
+      prompts: token ids, one non-empty list per sequence.
+      cache: holds whatever came before the prompts; donated.
+
+    Returns:
+      The logits [b v], float32, of each prompt's last token, and the cache.
+
+    Raises:
+      UserError: where a prompt is empty or does not fit the cache.
+    """
+    check_fit(prompts, cache)
+    logits = _no_logits(model, prompts)
+    for tokens, counts in pieces(prompts):
+        logits, cache = prefill_piece(model, tokens, counts, logits, cache)
+    return logits, cache
+
+
+@functools.partial(jax.jit, donate_argnames=("logits", "cache"))
+@typed
+def prefill_piece(
+    model: Llama,
+    tokens: Int32[Array, "b t"],
+    counts: Int32[Array, " b"],
+    logits: Float32[Array, "b v"],
+    cache: KVCache,
+) -> tuple[Float32[Array, "b v"], KVCache]:
+    """Feeds the first `counts` of `tokens`; `logits` stay those of each sequence's last token."""
+    hidden, cache = forward(model, tokens, counts, cache)
+    last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
+    return jnp.where(counts[:, None] > 0, model.logits(last), logits), cache
+
+
+def compile_prefill(model: Llama, prompts: Sequence[Sequence[int]], cache: KVCache) -> None:
+    """Compiles what `prefill` with these arguments runs, so that it can be timed."""
+    logits = _no_logits(model, prompts)
+    for tokens, counts in {piece[0].shape: piece for piece in pieces(prompts)}.values():
+        prefill_piece.lower(model, tokens, counts, logits, cache).compile()
+
+
+def _no_logits(model: Llama, prompts: Sequence[Sequence[int]]) -> Array:
+    return jnp.zeros((len(prompts), model.config.vocab_size), jnp.float32)
+
+
+def pieces(prompts: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Prompts as int32 tokens [b t] and counts [b], piece by piece, t out of `PIECES`."""
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    out, start = [], 0
+    while start < lengths.max():
+        size = piece_length(int(lengths.max()) - start)
+        tokens = np.zeros((len(prompts), size), np.int32)
+        for row, prompt in zip(tokens, prompts, strict=True):
+            part = prompt[start : start + size]
+            row[: len(part)] = part
+        out.append((tokens, np.clip(lengths - start, 0, size, dtype=np.int32)))
+        start += size
+    return out
+
+
+def piece_length(rest: int) -> int:
+    """The shortest piece that holds `rest` tokens, or else the longest."""
+    return next((size for size in PIECES if size >= rest), PIECES[-1])
+
+
+def check_fit(prompts: Sequence[Sequence[int]], cache: KVCache) -> None:
+    """Raises UserError unless there is one prompt per sequence, not empty, that fits its room."""
+    held = np.asarray(cache.lengths)
+    if len(prompts) != len(held):
+        raise UserError(f"{len(prompts)} prompts for a cache of {len(held)} sequences")
+    for number, (prompt, before) in enumerate(zip(prompts, held.tolist(), strict=True), 1):
+        if not prompt:
+            raise UserError(f"prompt {number} is empty, expected at least one token")
+        if before + len(prompt) > cache.capacity:
+            after = f" after the {before} that it holds" if before else ""
+            raise UserError(
+                f"prompt {number} has {len(prompt)} tokens, but the cache has room for "
+                f"{cache.capacity - before}{after}"
+            )
