@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.errors import UserError
@@ -79,7 +79,7 @@ def save_weights(folder: Path, model: Llama, dtype: np.dtype) -> None:
         names = _names(path, leaf)
         values = np.asarray(leaf).astype(dtype)
         tensors |= zip(names, values.reshape(-1, *_shape(names, leaf)), strict=True)
-    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    (folder / SINGLE).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def _names(path: tuple, leaf: jax.Array | jax.ShapeDtypeStruct) -> list[str]:

@@ -1,0 +1,1 @@
+"""How the demo model is made: its texts, its training, its attention."""
