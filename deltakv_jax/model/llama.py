@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from deltakv_jax.attention.rope import RopeTables, rope_tables
 from deltakv_jax.config import LlamaConfig
-from deltakv_jax.linear import Stack
+from deltakv_jax.linear import Stack, product
 from deltakv_jax.typed import typed
 
 # The attention that a model is given: (layer, q [b t h d], k [b t k d], v [b t k d], the tables of
@@ -95,10 +95,7 @@ class Llama(nnx.Module):
     def logits(self, hidden: Float[Array, "*lead w"]) -> Float32[Array, "*lead v"]:
         """The head's scores of every token of the vocabulary."""
         head = self.embedding[...] if self.head is None else self.head[...]
-        hidden = hidden.astype(head.dtype)
-        return jnp.einsum(
-            "...w,vw->...v", hidden, head, precision="highest", preferred_element_type=jnp.float32
-        )
+        return product(head, hidden)
 
     def _attention(self, layer, x, rope: RopeTables, cache, attend: Attend):
         x = rms_norm(x, self.attention_norm[...][layer], self.config.norm_eps)
