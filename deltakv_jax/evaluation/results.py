@@ -12,7 +12,7 @@ from deltakv_jax.cache import bits_per_value, cache_bytes
 from deltakv_jax.codec import KVSpec
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.evaluation import statistics
-from deltakv_jax.evaluation.scoring import chunk_cache
+from deltakv_jax.generation.steps import empty_cache
 
 
 class Measured(NamedTuple):
@@ -82,7 +82,7 @@ class Size(NamedTuple):
 
 def cache_size(config: LlamaConfig, spec: KVSpec, ctx: int) -> Size:
     """The size of the cache that a chunk of `ctx` tokens fills; nothing is allocated."""
-    cache = jax.eval_shape(lambda: chunk_cache(config, spec, ctx))
+    cache = jax.eval_shape(lambda: empty_cache(config, spec, capacity=ctx))
     return Size(bits_per_value(cache), cache_bytes(cache))
 
 

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from deltakv_jax.cache import KVCache, make_cache
+from deltakv_jax.cache import KVCache
 from deltakv_jax.codec import KVSpec
-from deltakv_jax.config import LlamaConfig
-from deltakv_jax.generation.steps import forward
+from deltakv_jax.generation.steps import empty_cache, forward
 from deltakv_jax.model import Llama
 from deltakv_jax.typed import typed
 
@@ -41,17 +40,6 @@ class TokenScores(NamedTuple):
     kld: Float32[Array, "f n"]
     same_top: Bool[Array, "f n"]
     finite: Bool[Array, "f n"]
-
-
-def chunk_cache(config: LlamaConfig, spec: KVSpec, ctx: int) -> KVCache:
-    """The empty cache that one chunk fills: one sequence of exactly `ctx` tokens."""
-    return make_cache(
-        spec,
-        layers=config.layers,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        capacity=ctx,
-    )
 
 
 def piece_length(ctx: int, *, sequential: bool) -> int:
@@ -81,7 +69,8 @@ def chunk_hidden(
         hidden, cache = forward(model, tokens, counts, cache)
         return cache, hidden[0]
 
-    _, hidden = jax.lax.scan(feed, chunk_cache(model.config, spec, ctx), (padded, counts))
+    empty = empty_cache(model.config, spec, capacity=ctx)
+    _, hidden = jax.lax.scan(feed, empty, (padded, counts))
     return hidden.reshape(pieces * piece, -1)[:ctx]
 
 
