@@ -287,7 +287,8 @@ def test_logits_beyond_the_range_of_the_weights(tmp_path, capsys):
 
 
 ON_ONE_CORE = """
-import os, runpy, sys
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a background shell
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 sys.argv = sys.argv[1:]
