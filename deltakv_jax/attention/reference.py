@@ -23,7 +23,17 @@ def attend_reference(
       cache: the cache.
       layer: the layer to read.
     """
-    k, v = read(cache, layer)
+    return attend_values(q, positions, *read(cache, layer))
+
+
+@typed
+def attend_values(
+    q: Float32[Array, "b t h d"],
+    positions: Int32[Array, "b t"],
+    k: Float32[Array, "b k s d"],
+    v: Float32[Array, "b k s d"],
+) -> Float32[Array, "b t h d"]:
+    """The same over keys and values that are at hand."""
     b, t, h, d = q.shape
     grouped = q.reshape(b, t, k.shape[1], -1, d)
     scores = jnp.einsum("btkgd,bksd->bkgts", grouped, k, precision="highest") * d**-0.5

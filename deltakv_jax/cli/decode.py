@@ -6,21 +6,17 @@ The new text goes to stdout as it is made, and everything else to stderr.
 import argparse
 import dataclasses
 import json
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
-
-import deltakv_jax
 from deltakv_jax.cache import bits_per_value, cache_bytes
 from deltakv_jax.cache.checkpoint import check_folder
 from deltakv_jax.cli import arguments
 from deltakv_jax.codec import KVSpec, parse_spec
 from deltakv_jax.errors import UserError
-from deltakv_jax.evaluation.report import check_writable, write_atomically
+from deltakv_jax.evaluation import files, report
 from deltakv_jax.generation import session
 from deltakv_jax.generation.decode import Stop
 from deltakv_jax.generation.sampling import Sampling, make_sampling
@@ -97,9 +93,9 @@ def decode(options: argparse.Namespace, say: Say) -> None:
     outcome = session.run(loaded, wanted, pages.add, say)
     for line in _stop_lines(outcome):
         say(line)
-    report = _report(loaded, wanted.prompts, outcome)
-    print(_figures(report), file=sys.stderr)
-    _write_json(options.json, report)
+    figures = _report(loaded, wanted.prompts, outcome)
+    print(_figures(figures), file=sys.stderr)
+    _write_json(options.json, figures)
 
 
 def request(options: argparse.Namespace) -> session.Request:
@@ -164,7 +160,7 @@ def _check_targets(options: argparse.Namespace) -> None:
     if options.save_cache is not None:
         check_folder(options.save_cache)
     if options.json not in (None, "-"):
-        check_writable(Path(options.json))
+        files.check_writable(Path(options.json), "--json")
 
 
 class _Pages:
@@ -229,10 +225,7 @@ def _report(
         "bits_per_value": bits_per_value(outcome.cache),
         "kv_bytes": cache_bytes(outcome.cache),
         "kv_bytes_f16": session.f16_bytes(outcome.cache),
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "version": deltakv_jax.__version__,
+        **report.surroundings(),
     }
 
 
@@ -240,21 +233,21 @@ def _timed(timed: session.Timed) -> dict[str, float]:
     return dataclasses.asdict(timed) | {"tokens_per_second": timed.tokens_per_second}
 
 
-def _figures(report: dict[str, Any]) -> str:
+def _figures(figures: dict[str, Any]) -> str:
     """The figures, for people."""
     speed = "{tokens} tokens in {seconds:.3f} s, {tokens_per_second:.1f} tokens/s"
     return (
-        f"prefill  {speed.format(**report['prefill'])}\n"
-        f"decode   {speed.format(**report['decode'])} (both without compilation)\n"
-        f"cache    {report['kv']}, {report['capacity']} tokens: "
-        f"{report['bits_per_value']:.4g} bits per value, {report['kv_bytes']} bytes "
-        f"(f16: {report['kv_bytes_f16']})"
+        f"prefill  {speed.format(**figures['prefill'])}\n"
+        f"decode   {speed.format(**figures['decode'])} (both without compilation)\n"
+        f"cache    {figures['kv']}, {figures['capacity']} tokens: "
+        f"{figures['bits_per_value']:.4g} bits per value, {figures['kv_bytes']} bytes "
+        f"(f16: {figures['kv_bytes_f16']})"
     )
 
 
-def _write_json(target: str | None, report: dict[str, Any]) -> None:
-    content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+def _write_json(target: str | None, figures: dict[str, Any]) -> None:
+    content = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
     if target == "-":
         sys.stdout.write(content)
     elif target is not None:
-        write_atomically(Path(target), content)
+        files.write_atomically(Path(target), content.encode(), "--json")

@@ -1,11 +1,17 @@
-"""Which predictions are scored: the protocol of llama.cpp's `llama-perplexity`.
+"""Which predictions are scored: protocols as records of one table.
 
-The whole text is tokenised once and cut into chunks that do not overlap. Each chunk is run alone,
-from an empty cache, its first token replaced by BOS, and the predictions in its second half are
-scored: position p predicts token p + 1, for p in ctx // 2 … ctx - 2.
+In both a text is tokenised once and cut into chunks that do not overlap, each run alone from an
+empty cache; position p predicts token p + 1.
+
+- `llama.cpp`, of its `llama-perplexity`: the whole file; the first token of each chunk is replaced
+  by BOS, and its second half is scored: p in ctx // 2 … ctx - 2.
+- `gptq`, of GPTQ (arXiv 2210.17323) and most papers since: the rows of a dataset with an empty line
+  between them, BOS once in front of all; windows of 2048, every prediction inside one is scored.
 """
 
 import dataclasses
+import re
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int32
@@ -15,6 +21,38 @@ from deltakv_jax.typed import typed
 from deltakv_jax.weights import Tokenizer
 
 MIN_CTX = 8  # three scored predictions: fewer have no error bar worth the name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A way to cut and score a text.
+
+    Attributes:
+      ctx: tokens of a chunk unless asked for otherwise.
+      prepare: what is tokenised, made of the text.
+      bos_each: whether the first token of every chunk is replaced by BOS.
+      first: the first scored position of a chunk of so many tokens.
+    """
+
+    ctx: int
+    prepare: Callable[[str], str]
+    bos_each: bool
+    first: Callable[[int], int]
+
+
+def _as_rows(content: str) -> str:
+    """Rows as `datasets` has WikiText's, one a line, blank ones empty; an empty line between."""
+    rows = re.findall(r"[^\n]*\n|[^\n]+", content)
+    return "\n\n".join(row if row.strip() else "" for row in rows)
+
+
+PROTOCOLS = {
+    "llama.cpp": Protocol(
+        ctx=512, prepare=lambda content: content, bos_each=True, first=lambda ctx: ctx // 2
+    ),
+    "gptq": Protocol(ctx=2048, prepare=_as_rows, bos_each=False, first=lambda ctx: 0),
+}
+DEFAULT = "llama.cpp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,24 +76,32 @@ class Chunks:
         return count * (ctx - 1 - self.first)
 
 
-def tokenize(tokenizer: Tokenizer, content: str) -> Int32[np.ndarray, " t"]:
-    """The whole text as token ids, after BOS where the tokenizer has one."""
-    return np.asarray(tokenizer.encode(content, bos=True), np.int32)
+def tokenize(tokenizer: Tokenizer, content: str, protocol: Protocol) -> Int32[np.ndarray, " t"]:
+    """A text as token ids, after BOS where the tokenizer has one."""
+    tokens = tokenizer.encode(protocol.prepare(content), bos=True)
+    if len(tokens) <= (tokenizer.bos_id is not None):
+        raise UserError("the text has no tokens; give a longer one")
+    return np.asarray(tokens, np.int32)
 
 
 @typed
-def llama_cpp_chunks(
-    tokens: Int32[np.ndarray, " t"], *, ctx: int, bos_id: int | None, limit: int | None
+def cut(
+    tokens: Int32[np.ndarray, " t"],
+    protocol: Protocol,
+    *,
+    ctx: int,
+    bos_id: int | None,
+    limit: int | None,
 ) -> Chunks:
-    """Cuts a tokenised text as `llama-perplexity` does, and takes its first `limit` chunks."""
+    """Cuts a tokenised text as `protocol` does, and takes its first `limit` chunks."""
     available = len(tokens) // ctx
     if not available:
         raise UserError(_too_short(len(tokens), ctx))
     count = available if limit is None else min(limit, available)
     chunks = tokens[: count * ctx].reshape(count, ctx).copy()
-    if bos_id is not None:
+    if protocol.bos_each and bos_id is not None:
         chunks[:, 0] = bos_id
-    return Chunks(chunks, ctx // 2, available)
+    return Chunks(chunks, protocol.first(ctx), available)
 
 
 def _too_short(tokens: int, ctx: int) -> str:

@@ -2,29 +2,24 @@
 
 import dataclasses
 import json
-import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from rich import box
 from rich.table import Table
 
 import deltakv_jax
-from deltakv_jax.errors import UserError
 from deltakv_jax.evaluation.results import Row, Run
-from deltakv_jax.evaluation.statistics import Estimate, percent
 
 COLUMNS = ("KV", "perplexity", "change %", "KLD", "top %", "bits", "bytes", "tok/s")
+LAYERS = "Relative error of K / V / attention output in each layer, in percent:"
+KLD_COLUMNS = ("KLD median", "99 %", "99.9 %", "max")
 
 
 def table(run: Run) -> Table:
     """A row for each format, in the order asked for; 80 columns wide unless figures are long."""
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    made.add_column(COLUMNS[0], overflow="fold")
-    for name in COLUMNS[1:]:
-        made.add_column(name, justify="right", no_wrap=True)
+    made = plain_table(*COLUMNS)
     for row in run.rows:
         made.add_row(*_cells(row))
     return made
@@ -35,17 +30,65 @@ def legend(run: Run) -> str:
     return (
         "± is one standard error. Change (paired), KLD (mean KL divergence, nats) and top (same "
         f"likeliest token) are against {run.rows[0].kv}. Bits per stored value and bytes are those "
-        f"of a cache for one sequence of {run.ctx} tokens."
+        f"of a cache for one sequence of {run.ctx} tokens. The 95 % interval is that of resampled "
+        "chunks; prob. RMS is the change of the true token's probability."
     )
 
 
+def details(run: Run) -> Table:
+    """What the mean hides: the interval of the change, and the tail of the divergences."""
+    made = plain_table("KV", "change %, 95 % interval", *KLD_COLUMNS, "prob. RMS %")
+    for row in run.rows:
+        klds = (row.kld_median, row.kld_p99, row.kld_p999, row.kld_max)
+        interval = "none" if row.change_interval is None else span(row.change_interval)
+        made.add_row(row.kv, interval, *map(nats, klds), f"{100 * row.probability_rms:.2f}")
+    return made
+
+
+def layers(run: Run) -> Table:
+    """Relative errors of K, V and the attention output in each layer, in percent."""
+    made = plain_table("layer", *(row.kv for row in run.rows if row.by_layer))
+    columns = [
+        list(zip(row.by_layer.k, row.by_layer.v, row.by_layer.output, strict=True))
+        for row in run.rows
+        if row.by_layer
+    ]
+    for layer, errors in enumerate(zip(*columns, strict=True)):
+        cells = (" / ".join(f"{100 * error:.2f}" for error in one) for one in errors)
+        made.add_row(str(layer), *cells)
+    return made
+
+
+def plain_table(first: str, *others: str) -> Table:
+    """An empty table: names on the left, figures on the right, no more lines than needed."""
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    made.add_column(first, overflow="fold")
+    for name in others:
+        made.add_column(name, justify="right", no_wrap=True)
+    return made
+
+
+def change(row: Row) -> str:
+    """The change of perplexity in percent, ± one standard error."""
+    return f"{row.change.value:+.2f} ±{row.change.stderr:.2f}"
+
+
+def span(interval: tuple[float, float]) -> str:
+    """An interval of percent."""
+    return "{:+.2f} … {:+.2f}".format(*interval)
+
+
+def nats(kld: float) -> str:
+    """A KL divergence."""
+    return f"{kld:.5f}" if kld >= 1e-4 else f"{kld:.2g}"
+
+
 def _cells(row: Row) -> tuple[str, ...]:
-    change = percent(Estimate(row.delta_ln_ppl, row.delta_ln_ppl_stderr))
     return (
         row.kv,
         f"{row.ppl:.4f} ±{row.ppl_stderr:.4f}",
-        f"{change.value:+.2f} ±{change.stderr:.2f}",
-        f"{row.kld_mean:.5f}" if row.kld_mean >= 1e-4 else f"{row.kld_mean:.2g}",
+        change(row),
+        nats(row.kld_mean),
         f"{100 * row.same_top:.1f}",
         f"{row.bits_per_value:.4g}",
         str(row.kv_bytes),
@@ -55,8 +98,12 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def document(runs: Sequence[Run]) -> dict:
     """All runs and what they were made with, as plain values for JSON."""
+    return {"runs": [dataclasses.asdict(run) for run in runs], **surroundings()}
+
+
+def surroundings() -> dict[str, str]:
+    """What figures were made with: the device and the versions."""
     return {
-        "runs": [dataclasses.asdict(run) for run in runs],
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "python": platform.python_version(),
@@ -67,23 +114,3 @@ def document(runs: Sequence[Run]) -> dict:
 def to_json(runs: Sequence[Run]) -> str:
     """`document` as text; a figure that JSON cannot hold (NaN) is an error."""
     return json.dumps(document(runs), indent=2, allow_nan=False) + "\n"
-
-
-def check_writable(path: Path) -> None:
-    """Raises UserError where no file can be made at `path`; better now than after the run."""
-    if path.is_dir():
-        raise UserError(f"--json {path} is a folder; give a file's name")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UserError(f"--json {path}: cannot write in the folder {str(path.parent)!r}")
-
-
-def write_atomically(path: Path, content: str) -> None:
-    """Writes a file that is at no time incomplete: what was there stays until it is replaced."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(content, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"--json {path}: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -4,16 +4,22 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+import deltakv_jax
 from deltakv_jax.codec import KVSpec, parse_spec
 from deltakv_jax.errors import UserError
-from deltakv_jax.evaluation.protocol import Chunks, llama_cpp_chunks, tokenize
-from deltakv_jax.evaluation.results import Measured, Run, cache_size, join, rows
-from deltakv_jax.evaluation.scoring import TokenScores, chunk_hidden, piece_length, score
+from deltakv_jax.evaluation import protocol, results
+from deltakv_jax.evaluation.layers import layer_squares
+from deltakv_jax.evaluation.protocol import PROTOCOLS, Chunks, tokenize
+from deltakv_jax.evaluation.results import Measured, Run, cache_size
+from deltakv_jax.evaluation.scoring import Reads, TokenScores, chunk_hidden, piece_length, score
+from deltakv_jax.evaluation.store import Store
 from deltakv_jax.evaluation.texts import Text
+from deltakv_jax.generation.saving import fingerprint
 from deltakv_jax.model import Llama
 from deltakv_jax.weights import LoadedModel
 
@@ -28,17 +34,23 @@ class Settings:
 
     Attributes:
       specs: cache formats; differences and divergences are against the first.
+      protocol: which predictions are scored, a name of `PROTOCOLS`.
       ctx: tokens of a chunk.
       chunks: how many to take from the start of the text; None for all.
       batch: chunks that are dispatched together. Changes no result.
       sequential: feed one token at a time, as decoding does.
+      reads: what tokens attend to; "raw" is not cache-true.
+      by_layer: also measure the errors of each layer.
     """
 
     specs: tuple[KVSpec, ...]
+    protocol: str = protocol.DEFAULT
     ctx: int = 512
     chunks: int | None = None
     batch: int = 8
     sequential: bool = False
+    reads: Reads = "cache"
+    by_layer: bool = False
 
 
 def default_specs(head_dim: int) -> tuple[tuple[KVSpec, ...], list[str]]:
@@ -56,8 +68,10 @@ def default_specs(head_dim: int) -> tuple[tuple[KVSpec, ...], list[str]]:
 
 def cut(loaded: LoadedModel, text: Text, settings: Settings) -> Chunks:
     """The chunks of `text` that `settings` asks for."""
-    return llama_cpp_chunks(
-        tokenize(loaded.tokenizer, text.content),
+    chosen = PROTOCOLS[settings.protocol]
+    return protocol.cut(
+        tokenize(loaded.tokenizer, text.content, chosen),
+        chosen,
         ctx=settings.ctx,
         bos_id=loaded.tokenizer.bos_id,
         limit=settings.chunks,
@@ -70,6 +84,7 @@ def evaluate(
     chunks: Chunks,
     settings: Settings,
     progress: Progress = lambda chunks: None,
+    store: Store | None = None,
 ) -> Run:
     """Measures every format on every chunk.
 
@@ -79,37 +94,96 @@ def evaluate(
       chunks: from `cut`.
       settings: formats and route.
       progress: told how many chunks were just run, once for each format.
+      store: keeps each batch as soon as it is measured, and has those of an interrupted run.
     """
+    batches = {} if store is None else store.batches()
+    progress(sum(batch.nll.shape[1] for batch in batches.values()) * len(settings.specs))
+    for first, batch in measure(loaded.model, chunks, settings, progress, done=batches):
+        batches[first] = batch
+        if store is not None:
+            store.save(first, batch)
+    measured = results.join([batches[first] for first in sorted(batches)])
     sizes = [cache_size(loaded.config, spec, settings.ctx) for spec in settings.specs]
-    measured = join(list(measure(loaded.model, chunks, settings, progress)))
     return Run(
         model=loaded.name,
         text=text.name,
         text_sha256=text.sha256,
+        protocol=settings.protocol,
+        reads=settings.reads,
+        sequential=settings.sequential,
         ctx=settings.ctx,
         chunks=len(chunks.tokens),
         tokens_scored=chunks.scored,
-        rows=rows(settings.specs, settings.ctx, measured, sizes),
+        rows=results.rows(settings.specs, settings.ctx, measured, sizes),
     )
 
 
+def identity(loaded: LoadedModel, text: Text, settings: Settings) -> dict[str, Any]:
+    """What the figures of a run depend on, by the name that a user knows it by, for JSON."""
+    return {
+        "--model": loaded.name,
+        "the model's weights": fingerprint(loaded.model)["weights_checksum"],
+        "--text": text.name,
+        "the text's content": text.sha256,
+        "--protocol": settings.protocol,
+        "--ctx": settings.ctx,
+        "--chunks": settings.chunks,
+        "--kv": [str(spec) for spec in settings.specs],
+        "--sequential": settings.sequential,
+        "--reads": settings.reads,
+        "--by-layer": settings.by_layer,
+        "the device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "deltakv_jax": deltakv_jax.__version__,
+    }
+
+
 def measure(
-    model: Llama, chunks: Chunks, settings: Settings, progress: Progress
-) -> Iterator[Measured]:
-    """Scores the chunks, `settings.batch` at a time."""
+    model: Llama,
+    chunks: Chunks,
+    settings: Settings,
+    progress: Progress,
+    done: dict[int, Measured] | None = None,
+) -> Iterator[tuple[int, Measured]]:
+    """Scores the chunks, `settings.batch` at a time, but for those in `done`.
+
+    Yields:
+      The index of a batch's first chunk, and what the batch gives.
+    """
+    if not (missing := _missing(len(chunks.tokens), done or {}, settings.batch)):
+        return
     programs = [_warm(program, model, chunks) for program in _programs(settings)]
-    for start in range(0, len(chunks.tokens), settings.batch):
-        batch = [jax.device_put(chunk) for chunk in chunks.tokens[start:][: settings.batch]]
+    for part in missing:
+        batch = [jax.device_put(chunk) for chunk in chunks.tokens[part.start : part.stop]]
         timed = (_timed(program, model, batch, progress) for program in programs)
         hidden, seconds = zip(*timed, strict=True)
         by_chunk = zip(zip(*hidden, strict=True), batch, strict=True)
         scores = [score(model, states, chunk, first=chunks.first) for states, chunk in by_chunk]
-        yield _on_host(jax.device_get(scores), seconds, start, settings.specs)
+        squares = _squares(model, batch, settings)
+        yield (
+            part.start,
+            _on_host(jax.device_get(scores), squares, seconds, part.start, settings.specs),
+        )
+
+
+def _missing(count: int, done: dict[int, Measured], batch: int) -> list[range]:
+    """The chunks that no batch in `done` holds, in parts of at most `batch`."""
+    held = {first + i for first, part in done.items() for i in range(part.nll.shape[1])}
+    parts: list[range] = []
+    for chunk in sorted(set(range(count)) - held):
+        if parts and parts[-1].stop == chunk and len(parts[-1]) < batch:
+            parts[-1] = range(parts[-1].start, chunk + 1)
+        else:
+            parts.append(range(chunk, chunk + 1))
+    return parts
 
 
 def _programs(settings: Settings) -> list[Program]:
     piece = piece_length(settings.ctx, sequential=settings.sequential)
-    return [functools.partial(chunk_hidden, spec=spec, piece=piece) for spec in settings.specs]
+    return [
+        functools.partial(chunk_hidden, spec=spec, piece=piece, reads=settings.reads)
+        for spec in settings.specs
+    ]
 
 
 def _warm(program: Program, model: Llama, chunks: Chunks) -> Program:
@@ -129,15 +203,32 @@ def _timed(
     return hidden, seconds
 
 
+def _squares(model: Llama, batch: Sequence[jax.Array], settings: Settings) -> np.ndarray:
+    """Float64 [f c l 3 2], of no layers where they are not asked for."""
+    if not settings.by_layer:
+        return np.zeros((len(settings.specs), len(batch), 0, 3, 2))
+    piece = piece_length(settings.ctx, sequential=False)
+    squares = [layer_squares(model, chunk, specs=settings.specs, piece=piece) for chunk in batch]
+    return np.stack(jax.device_get(squares), axis=1).astype(np.float64)
+
+
 def _on_host(
-    scores: Sequence[TokenScores], seconds: Sequence[float], start: int, specs: Sequence[KVSpec]
+    scores: Sequence[TokenScores],
+    squares: np.ndarray,
+    seconds: Sequence[float],
+    start: int,
+    specs: Sequence[KVSpec],
 ) -> Measured:
     for chunk, of_chunk in enumerate(scores, start + 1):
         _check_finite(chunk, of_chunk, specs)
     stack = lambda leaves, dtype: np.stack(leaves, axis=1).astype(dtype)
     nll, kld, same_top, _ = zip(*scores, strict=True)
     return Measured(
-        stack(nll, np.float64), stack(kld, np.float64), stack(same_top, bool), np.array(seconds)
+        nll=stack(nll, np.float64),
+        kld=stack(kld, np.float64),
+        same_top=stack(same_top, bool),
+        squares=squares,
+        seconds=np.array(seconds),
     )
 
 

@@ -10,14 +10,16 @@ A chunk is always a program of its own. How many are dispatched together changes
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from deltakv_jax.attention import attend
 from deltakv_jax.cache import KVCache
 from deltakv_jax.codec import KVSpec
+from deltakv_jax.evaluation.raw import attend_raw
 from deltakv_jax.generation.steps import empty_cache, forward
 from deltakv_jax.model import Llama
 from deltakv_jax.typed import typed
@@ -47,10 +49,22 @@ def piece_length(ctx: int, *, sequential: bool) -> int:
     return 1 if sequential else math.ceil(ctx / math.ceil(ctx / MAX_PIECE))
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "piece"))
+Reads = Literal["cache", "raw"]
+READS = {"cache": attend, "raw": attend_raw}
+"""What a token attends to: the cache alone, or what is not yet packed (not cache-true)."""
+
+
+def cut_in_pieces(tokens: Int32[Array, " ctx"], piece: int) -> tuple[Array, Array]:
+    """Tokens [p, 1, piece], the last ones padding, and how many of each piece are not [p, 1]."""
+    ctx, pieces = len(tokens), math.ceil(len(tokens) / piece)
+    padded = jnp.pad(tokens, (0, pieces * piece - ctx)).reshape(pieces, 1, piece)
+    return padded, jnp.minimum(piece, ctx - piece * jnp.arange(pieces))[:, None]
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "piece", "reads"))
 @typed
 def chunk_hidden(
-    model: Llama, tokens: Int32[Array, " ctx"], *, spec: KVSpec, piece: int
+    model: Llama, tokens: Int32[Array, " ctx"], *, spec: KVSpec, piece: int, reads: Reads = "cache"
 ) -> Float32[Array, "ctx w"]:
     """The final hidden states of one chunk, read through a cache of format `spec`.
 
@@ -59,19 +73,17 @@ def chunk_hidden(
       tokens: the chunk; the cache is empty before it and full after it.
       spec: the cache's format.
       piece: tokens fed at once; 1 is the route that decoding takes.
+      reads: what the tokens of a piece attend to.
     """
-    ctx, pieces = len(tokens), math.ceil(len(tokens) / piece)
-    padded = jnp.pad(tokens, (0, pieces * piece - ctx)).reshape(pieces, 1, piece)
-    counts = jnp.minimum(piece, ctx - piece * jnp.arange(pieces))[:, None]
 
     def feed(cache: KVCache, at: tuple[Array, Array]) -> tuple[KVCache, Array]:
         tokens, counts = at
-        hidden, cache = forward(model, tokens, counts, cache)
+        hidden, cache = forward(model, tokens, counts, cache, READS[reads])
         return cache, hidden[0]
 
-    empty = empty_cache(model.config, spec, capacity=ctx)
-    _, hidden = jax.lax.scan(feed, empty, (padded, counts))
-    return hidden.reshape(pieces * piece, -1)[:ctx]
+    empty = empty_cache(model.config, spec, capacity=len(tokens))
+    _, hidden = jax.lax.scan(feed, empty, cut_in_pieces(tokens, piece))
+    return hidden.reshape(-1, hidden.shape[-1])[: len(tokens)]
 
 
 @functools.partial(jax.jit, static_argnames="first")

@@ -7,8 +7,7 @@ from pathlib import Path
 from deltakv_jax.errors import UserError
 from deltakv_jax.training import corpus
 
-NAMED = {"python-docs": corpus.python_docs, "python-code": corpus.python_code}
-DEFAULT = "python-docs"
+WIKITEXT = "Salesforce/wikitext", "wikitext-2-raw-v1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +26,41 @@ class Text:
 
 
 def load_text(name: str) -> Text:
-    """The held-out text that `name` names, or else the file at that path."""
+    """The text that `name` names, or else the file at that path."""
     if name in NAMED:
-        return _text(name, NAMED[name]().held_out.encode())
+        return _text(name, NAMED[name]().encode())
     return _text(Path(name).name, _read(Path(name)))
+
+
+def _wikitext_2() -> str:
+    """WikiText-2's test split, byte for byte the file wiki.test.raw that it was made of."""
+    # only now: it takes seconds, and few runs need it
+    import datasets
+    from datasets.config import HF_DATASETS_CACHE
+
+    try:
+        rows = datasets.load_dataset(*WIKITEXT, split="test")["text"]
+    except Exception as error:  # whatever the network, the hub and the cache raise
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise UserError(
+            f"--text wikitext-2: {' '.join(WIKITEXT)} is not in the cache "
+            f"({HF_DATASETS_CACHE}) and cannot be fetched: {reason}; "
+            "give the path of a file wiki.test.raw instead"
+        ) from None
+    return _joined(rows)
+
+
+def _joined(rows: list[str]) -> str:
+    """The file of which the dataset holds each line, the blank ones (a space there) emptied."""
+    return "".join(row or " \n" for row in rows)
+
+
+NAMED = {
+    "python-docs": lambda: corpus.python_docs().held_out,
+    "python-code": lambda: corpus.python_code().held_out,
+    "wikitext-2": _wikitext_2,
+}
+DEFAULT = "python-docs"
 
 
 def _read(path: Path) -> bytes:

@@ -5,7 +5,7 @@ go in pieces of a few lengths, so that prompts of any length need a few compilat
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -38,17 +38,29 @@ def empty_cache(config: LlamaConfig, spec: KVSpec, *, capacity: int, batch: int 
 
 @typed
 def forward(
-    model: Llama, tokens: Int32[Array, "b t"], counts: Int32[Array, " b"], cache: KVCache
+    model: Llama,
+    tokens: Int32[Array, "b t"],
+    counts: Int32[Array, " b"],
+    cache: KVCache,
+    attend: Callable[..., tuple[Array, KVCache]] = attention.attend,
 ) -> tuple[Float32[Array, "b t w"], KVCache]:
     """Runs the model over the first `counts` of `tokens` of each sequence; the rest is padding.
+
+    Args:
+      model: the model.
+      tokens: of each sequence.
+      counts: tokens of each sequence that are not padding.
+      cache: holds what came before them.
+      attend: takes the arguments of `attention.attend`.
 
     Returns:
       The hidden states after the final norm (those of padding mean nothing), and the cache with
       the tokens written. A sequence of count 0 is left as it is.
     """
     positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
-    attend = functools.partial(attention.attend, counts=counts)
-    hidden, cache = model.hidden(tokens, positions, cache, attend=attend)
+    hidden, cache = model.hidden(
+        tokens, positions, cache, attend=functools.partial(attend, counts=counts)
+    )
     return hidden, advance(cache, counts)
 
 

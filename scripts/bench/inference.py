@@ -25,7 +25,7 @@ import jax
 from rich.console import Console
 
 from deltakv_jax.cli import arguments
-from deltakv_jax.evaluation import report
+from deltakv_jax.evaluation import files
 from scripts.bench import attention_speed, compile_time, model_speed, results
 
 PARTS = {
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(options: argparse.Namespace) -> None:
     """Runs the parts, prints their rows and writes them."""
     if options.json:
-        report.check_writable(options.json)
+        files.check_writable(options.json, "--json")
     # a program from the disk would take no time to compile
     jax.config.update("jax_enable_compilation_cache", False)
     before = results.surroundings()
@@ -61,7 +61,8 @@ def measure(options: argparse.Namespace) -> None:
         rows += PARTS[part]()
     _console().print(results.table(rows))
     if options.json:
-        report.write_atomically(options.json, results.to_json(rows, before))
+        content = results.to_json(rows, before).encode()
+        files.write_atomically(options.json, content, "--json")
 
 
 def _console() -> Console:

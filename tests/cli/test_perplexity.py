@@ -2,8 +2,11 @@
 
 import json
 import math
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,7 @@ def test_the_table_and_the_json_hold_the_run(tiny, tmp_path, capsys):
     words = ["--chunks", "3", "--kv", "f16", "q4_0", "--json", str(target)]
     assert perplexity.main([*tiny, *words]) == 0
     out = capsys.readouterr().out
-    assert "tiny1m on tinystories.txt: 3 of 1573 chunks of 64 tokens, 93 predictions" in out
+    assert "tiny1m on tinystories.txt: 3 of 1573 chunks of 64 tokens (llama.cpp), 93 pred" in out
     (run,) = json.loads(target.read_text())["runs"]
     assert (run["model"], run["text"], run["chunks"]) == ("tiny1m", "tinystories.txt", 3)
     assert run["tokens_scored"] == 3 * 31
@@ -73,6 +76,11 @@ def test_beyond_the_context_with_leave_and_a_warning(tiny, capsys):
         (["--model", "absent"], "no folder 'absent'; give demo"),
         (["--json", "absent/out.json"], "--json absent/out.json: cannot write"),
         (["--json", "."], "--json . is a folder"),
+        (["--resume"], "--resume needs --json FILE"),
+        (["--resume", "--json", "-"], "--resume needs --json FILE"),
+        (["--protocol", "gptq", "--ctx", "300"], "--ctx 300 is beyond the model's context of 256"),
+        (["--by-layer", "--reads", "raw"], "leave out --reads raw"),
+        (["--plot", "a.txt"], "--plot a.txt"),
     ],
 )
 def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, words, says):
@@ -93,6 +101,8 @@ def test_bad_input_is_one_line(tiny, tmp_path, monkeypatch, capsys, words, says)
         (["--batch", "x"], "--batch: expected a whole number of at least 1"),
         (["--kv"], "--kv: expected at least one argument"),
         (["--chunk", "3"], "did you mean --chunks?"),
+        (["--protocol", "gpt"], "--protocol: invalid choice: 'gpt'"),
+        (["--reads", "all"], "--reads: invalid choice: 'all'"),
     ],
 )
 def test_a_bad_argument_is_one_line(capsys, words, says):
@@ -121,6 +131,78 @@ def test_a_run_that_stops_keeps_the_old_json(tiny, tmp_path, monkeypatch, capsys
     assert perplexity.main([*tiny, "--kv", "f16", "--json", str(target)]) == 2
     assert "chunk 0" in capsys.readouterr().err
     assert target.read_text() == "old"
+
+
+def test_several_texts_are_several_runs_and_pictures(tiny, shared, tmp_path, capsys):
+    texts = [str(shared / "texts" / "tinystories.txt"), "python-docs"]
+    target, picture = tmp_path / "out.json", tmp_path / "out.png"
+    words = ["--chunks", "2", "--kv", "f16", "delta:interval=16", "--by-layer", "--text", *texts]
+    assert perplexity.main([*tiny, *words, "--json", str(target), "--plot", str(picture)]) == 0
+    runs = json.loads(target.read_text())["runs"]
+    assert [run["text"] for run in runs] == ["tinystories.txt", "python-docs"]
+    for run in runs:
+        base, row = run["rows"]
+        assert len(row["by_layer"]["output"]) == 4
+        assert row["by_group_position"]["at"] == list(range(16))
+        assert max(base["by_layer"]["k"]) < 0.001 < min(row["by_layer"]["k"])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["out-python-docs.png", "out-tinystories.png", "out.json"]
+    assert "attention output in each layer" in capsys.readouterr().out
+
+
+def test_gptq_scores_whole_windows(tiny, capsys):
+    assert perplexity.main([*tiny, "--protocol", "gptq", "--chunks", "2", "--kv", "f16"]) == 0
+    assert "chunks of 64 tokens (gptq), 126 predictions" in capsys.readouterr().out
+
+
+def test_raw_reads_are_labelled_and_see_nothing(tiny, tmp_path, capsys):
+    target = tmp_path / "out.json"
+    words = ["--chunks", "2", "--kv", "f16", "delta", "--reads", "raw", "--json", str(target)]
+    assert perplexity.main([*tiny, *words]) == 0
+    assert "NOT cache-true" in capsys.readouterr().out
+    (run,) = json.loads(target.read_text())["runs"]
+    assert run["reads"] == "raw"
+    assert (run["rows"][1]["kld_mean"], run["rows"][1]["kld_max"]) == (0, 0)
+    assert run["rows"][1]["ppl"] == run["rows"][0]["ppl"]
+
+
+def without_times(path: Path) -> bytes:
+    return re.sub(rb'"tokens_per_second": [0-9.]+', b"", path.read_bytes())
+
+
+@pytest.fixture
+def killed(tiny, tmp_path):
+    """Arguments of a run of 60 chunks that was killed after its first batches, and its JSON."""
+    target = tmp_path / "out.json"
+    words = [*tiny, "--chunks", "60", "--kv", "f16", "delta", "--batch", "2"]
+    words += ["--by-layer", "--json", str(target)]
+    script = [sys.executable, str(ROOT / "scripts" / "perplexity.py"), *words]
+    process = subprocess.Popen(
+        script, stdout=subprocess.DEVNULL, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'pallas'}"}
+    )
+    try:
+        while process.poll() is None and len(list(tmp_path.rglob("*.npz"))) < 2:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    assert not target.exists()
+    return words, target
+
+
+def test_a_killed_run_goes_on_to_the_same_figures(killed, tmp_path, capsys):
+    words, target = killed
+    assert perplexity.main(words) == 2
+    assert "holds an interrupted run: --resume goes on" in capsys.readouterr().err
+    assert perplexity.main([*words, "--resume", "--kv", "f16", "q4_0", "--ctx", "48"]) == 2
+    assert "--ctx was 64, is 48; --kv was f16 delta, is f16 q4_0" in capsys.readouterr().err
+    assert perplexity.main([*words, "--resume"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+    resumed = without_times(target)
+    target.unlink()
+    assert perplexity.main(words) == 0
+    assert without_times(target) == resumed
 
 
 def test_the_script_is_the_command():

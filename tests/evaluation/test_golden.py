@@ -40,11 +40,25 @@ def test_stories260k_f16(stories260k, shared):
     agree(rows["f16"], golden(shared, "stories260K", "f16"), within=0.002)
 
 
+def golden_divergence(shared, kv: str) -> dict:
+    """llama.cpp's KL divergence of tiny1m from its f32 cache."""
+    table = json.loads((shared / "golden" / "llama_cpp.json").read_text())
+    (row,) = [row for row in table["kl_divergence_to_f32_kv"] if row["kv"] == kv]
+    return row
+
+
 def test_tiny1m_f32_and_q4_0(tiny1m, shared):
     """llama.cpp also rounds q to 8 bits under q4_0, which makes it a little worse."""
-    rows = run(tiny1m, shared, "f32", "q4_0", ctx=256, chunks=100)
+    rows = run(tiny1m, shared, "f32", "q4_0", "q4_0:rotate", ctx=256, chunks=100)
     agree(rows["f32"], golden(shared, "tiny1m", "f32"), within=0.002)
     agree(rows["q4_0"], golden(shared, "tiny1m", "q4_0 (not rotated)"), within=0.03)
+    for kv, name, within in (
+        ("q4_0", "q4_0 (not rotated)", 0.2),
+        ("q4_0:rotate", "q4_0 (rotated)", 0.1),
+    ):
+        want = golden_divergence(shared, name)
+        assert rows[kv].kld_mean == pytest.approx(want["mean"], rel=within)
+        assert rows[kv].same_top == pytest.approx(want["same_top"], abs=0.01)
 
 
 BOUNDS = {"f32": 1e-5, "f16": 1e-5, "q8_0": 1e-4, "q4_0": 1e-3, "delta": 3e-3}

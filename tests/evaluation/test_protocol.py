@@ -1,17 +1,35 @@
-"""The protocol of llama-perplexity, position by position."""
+"""The protocols, position by position."""
 
 import numpy as np
 import pytest
 
 from deltakv_jax.errors import UserError
-from deltakv_jax.evaluation.protocol import llama_cpp_chunks
+from deltakv_jax.evaluation import protocol
+from deltakv_jax.evaluation.protocol import PROTOCOLS
+from deltakv_jax.weights import Tokenizer
 
 BOS = 1
 
 
-def cut(tokens: int, ctx: int, limit: int | None = None, bos_id: int | None = BOS):
+def cut(
+    tokens: int,
+    ctx: int,
+    limit: int | None = None,
+    bos_id: int | None = BOS,
+    by: str = "llama.cpp",
+):
     ids = np.arange(100, 100 + tokens, dtype=np.int32)
-    return llama_cpp_chunks(ids, ctx=ctx, bos_id=bos_id, limit=limit)
+    return protocol.cut(ids, PROTOCOLS[by], ctx=ctx, bos_id=bos_id, limit=limit)
+
+
+class Letters(Tokenizer):
+    """A tokenizer whose tokens are characters."""
+
+    def __init__(self):
+        self.bos_id = BOS
+
+    def encode(self, text: str, *, bos: bool = True) -> list[int]:
+        return [BOS] * bos + [ord(letter) for letter in text]
 
 
 def test_chunks_do_not_overlap_and_begin_with_bos():
@@ -49,5 +67,31 @@ def test_a_text_shorter_than_a_chunk_is_refused_with_what_would_do():
 
 def test_the_tokens_given_are_left_alone():
     ids = np.arange(16, dtype=np.int32) + 7
-    llama_cpp_chunks(ids, ctx=8, bos_id=BOS, limit=None)
+    protocol.cut(ids, PROTOCOLS["llama.cpp"], ctx=8, bos_id=BOS, limit=None)
     assert ids[0] == 7
+
+
+def test_gptq_scores_every_prediction_of_windows_that_keep_their_first_token():
+    chunks = cut(26, 8, by="gptq")
+    np.testing.assert_array_equal(chunks.tokens, np.arange(100, 124).reshape(3, 8))
+    assert chunks.first == 0
+    assert chunks.scored == 3 * 7
+    assert PROTOCOLS["gptq"].ctx == 2048
+
+
+def test_gptq_joins_rows_with_an_empty_line_and_empties_blank_ones():
+    """`"\n\n".join(dataset["text"])`, where a row is a line with its end, or "" if blank."""
+    content = " = Title = \n \n Text . \n\nEnd"
+    want = "\n\n".join([" = Title = \n", "", " Text . \n", "", "End"])
+    assert PROTOCOLS["gptq"].prepare(content) == want
+    assert PROTOCOLS["llama.cpp"].prepare(content) == content
+
+
+def test_a_text_begins_with_one_bos():
+    got = protocol.tokenize(Letters(), "a\nb", PROTOCOLS["gptq"])
+    assert got.tolist() == [BOS, *map(ord, "a\n\n\nb")]
+
+
+def test_a_text_without_tokens_is_refused():
+    with pytest.raises(UserError, match="has no tokens"):
+        protocol.tokenize(Letters(), "", PROTOCOLS["llama.cpp"])

@@ -4,25 +4,38 @@ import dataclasses
 import io
 import json
 
-import pytest
 from rich.console import Console
 
 import deltakv_jax
-from deltakv_jax.errors import UserError
 from deltakv_jax.evaluation import report
-from deltakv_jax.evaluation.results import Row, Run
+from deltakv_jax.evaluation.profiles import Profile
+from deltakv_jax.evaluation.results import LayerErrors, Row, Run
 
+PROFILE = Profile(
+    at=(2.0, 3.0), kld=(0.0, 0.1), kld_stderr=(0.0, 0.01), delta_ln_ppl=(0.0, 0.2),
+    delta_ln_ppl_stderr=(0.0, 0.02),
+)  # fmt: skip
 BASE = Row(
     kv="f16",
     ppl=4.0,
     ppl_stderr=0.1,
     delta_ln_ppl=0.0,
     delta_ln_ppl_stderr=0.0,
+    delta_ln_ppl_low=0.0,
+    delta_ln_ppl_high=0.0,
     kld_mean=0.0,
+    kld_stderr=0.0,
+    kld_median=0.0,
+    kld_p99=0.0,
     kld_p999=0.0,
+    kld_max=0.0,
     same_top=1.0,
+    probability_rms=0.0,
     bits_per_value=16.0,
     kv_bytes=1_048_576,
+    by_position=PROFILE,
+    by_group_position=None,
+    by_layer=None,
     tokens_per_second=12345.6,
 )
 OTHER = Row(
@@ -31,15 +44,26 @@ OTHER = Row(
     ppl_stderr=0.1,
     delta_ln_ppl=0.0487901641694,
     delta_ln_ppl_stderr=0.002,
+    delta_ln_ppl_low=0.04,
+    delta_ln_ppl_high=0.06,
     kld_mean=0.03456,
+    kld_stderr=0.001,
+    kld_median=0.01,
+    kld_p99=0.3,
     kld_p999=0.7,
+    kld_max=2.5,
     same_top=0.92345,
+    probability_rms=0.0123,
     bits_per_value=5.046875,
     kv_bytes=330_000,
+    by_position=PROFILE,
+    by_group_position=PROFILE,
+    by_layer=LayerErrors(k=(0.05, 0.06), v=(0.07, 0.08), output=(0.09, 0.1)),
     tokens_per_second=11111.1,
 )
 RUN = Run(
-    model="tiny", text="a.txt", text_sha256="00", ctx=256, chunks=4, tokens_scored=508,
+    model="tiny", text="a.txt", text_sha256="00", protocol="gptq", reads="cache", sequential=False,
+    ctx=256, chunks=4, tokens_scored=508,
     rows=(BASE, OTHER),
 )  # fmt: skip
 
@@ -70,37 +94,40 @@ def test_the_json_has_the_promised_keys():
     assert set(got) == {"runs", "device", "jax", "python", "version"}
     assert got["version"] == deltakv_jax.__version__
     (run,) = got["runs"]
-    assert set(run) == {"model", "text", "text_sha256", "ctx", "chunks", "tokens_scored", "rows"}
-    assert run["rows"][0] == {
-        "kv": "f16", "ppl": 4.0, "ppl_stderr": 0.1, "delta_ln_ppl": 0.0,
-        "delta_ln_ppl_stderr": 0.0, "kld_mean": 0.0, "kld_p999": 0.0, "same_top": 1.0,
-        "bits_per_value": 16.0, "kv_bytes": 1_048_576, "tokens_per_second": 12345.6,
-    }  # fmt: skip
+    named = lambda record: {field.name for field in dataclasses.fields(record)}
+    assert set(run) == named(Run)
+    assert [set(row) for row in run["rows"]] == [named(Row)] * 2
+    assert run["rows"][0]["kv_bytes"] == 1_048_576
+    assert run["rows"][0]["by_layer"] is None
+    assert run["rows"][1]["by_layer"] == {
+        "k": [0.05, 0.06],
+        "v": [0.07, 0.08],
+        "output": [0.09, 0.1],
+    }
+    assert run["rows"][1]["by_position"]["at"] == [2, 3]
 
 
-def test_a_file_is_replaced_whole(tmp_path):
-    target = tmp_path / "out.json"
-    target.write_text("old")
-    report.write_atomically(target, "new")
-    assert target.read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+def lines(table) -> list[str]:
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as shown:
+        console.print(table)
+    return [" ".join(line.split()) for line in shown.get().splitlines()]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    target = tmp_path / "out.json"
-    target.write_text("old")
-
-    def full(self, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.replace", full)
-    with pytest.raises(UserError, match="No space left"):
-        report.write_atomically(target, "new")
-    assert target.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+def test_the_second_table_shows_the_interval_and_the_tail():
+    got = lines(report.details(RUN))[-2:]
+    assert got[0] == "f16 +0.00 … +0.00 0 0 0 0 0.00"
+    assert got[1] == (
+        "delta:interval=16/q4_0:rotate +4.08 … +6.18 0.01000 0.30000 0.70000 2.50000 1.23"
+    )
 
 
-@pytest.mark.parametrize("bad", ["", "missing/out.json"])
-def test_a_place_that_cannot_be_written_is_found_before_the_run(tmp_path, bad):
-    with pytest.raises(UserError, match="--json"):
-        report.check_writable(tmp_path / bad)
+def test_a_single_chunk_has_no_interval():
+    row = dataclasses.replace(OTHER, delta_ln_ppl_low=None, delta_ln_ppl_high=None)
+    got = lines(report.details(dataclasses.replace(RUN, rows=(BASE, row))))[-1]
+    assert got.startswith("delta:interval=16/q4_0:rotate none 0.01")
+
+
+def test_errors_by_layer_stand_in_percent():
+    got = lines(report.layers(RUN))
+    assert got[-2:] == ["0 5.00 / 7.00 / 9.00", "1 6.00 / 8.00 / 10.00"]

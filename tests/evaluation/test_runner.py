@@ -6,17 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from deltakv_jax.codec import parse_spec
 from deltakv_jax.errors import UserError
-from deltakv_jax.evaluation import results, runner
+from deltakv_jax.evaluation import results, runner, texts
+from deltakv_jax.evaluation.store import Store
+from deltakv_jax.weights import LoadedModel, Tokenizer
 
 SPECS = tuple(map(parse_spec, ("f32", "delta:interval=8")))
 SETTINGS = runner.Settings(specs=SPECS, ctx=24)
 
 
 def measure(model, chunks, settings=SETTINGS, progress=lambda done: None):
-    return results.join(list(runner.measure(model, chunks, settings, progress)))
+    return results.join([batch for _, batch in runner.measure(model, chunks, settings, progress)])
 
 
 @pytest.mark.parametrize("batch", [2, 8])  # with a rest, and all at once
@@ -72,12 +75,55 @@ def test_a_format_whose_logits_are_not_finite_is_named(random_llama, random_chun
         measure(broken, random_chunks(4, 24))
 
 
+TEXT = texts.Text("a.txt", "", "00")
+
+
+def named(model) -> LoadedModel:
+    letters = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    return LoadedModel(
+        "random", model.config, model, Tokenizer(letters, bos_id=None, eos_ids=frozenset())
+    )
+
+
+def evaluated(random_llama, chunks, settings=SETTINGS, store=None, progress=lambda done: None):
+    run = runner.evaluate(named(random_llama), TEXT, chunks, settings, progress, store)
+    return [dataclasses.replace(row, tokens_per_second=0) for row in run.rows]
+
+
+def test_batches_of_an_interrupted_run_are_not_measured_again(
+    random_llama, random_chunks, tmp_path
+):
+    """And in the end the figures are those of a run that was not interrupted."""
+    chunks, told = random_chunks(5, 24), []
+    settings = dataclasses.replace(SETTINGS, batch=2)
+    opened = lambda: Store.open(tmp_path / "run", {}, say=told.append)
+    store, batches = opened(), runner.measure(random_llama, chunks, settings, lambda done: None)
+    next(batches)
+    store.save(*next(batches))  # chunks 2 and 3, as if the file of 0 and 1 had been lost
+    rows = evaluated(random_llama, chunks, settings, opened(), told.append)
+    assert told == [4, 2, 2, 1, 1]
+    assert rows == evaluated(random_llama, chunks)
+    told.clear()
+    assert evaluated(random_llama, chunks, settings, opened(), told.append) == rows
+    assert told == [10]
+
+
+def test_the_identity_of_a_run_names_what_its_figures_depend_on(random_llama):
+    identity = lambda settings: runner.identity(named(random_llama), TEXT, settings)
+    base = identity(SETTINGS)
+    assert base["--kv"] == ["f32", "delta:interval=8"]
+    assert identity(dataclasses.replace(SETTINGS, batch=3)) == base
+    for change in ({"ctx": 25}, {"chunks": 3}, {"sequential": True}, {"reads": "raw"}):
+        assert identity(dataclasses.replace(SETTINGS, **change)) != base
+
+
 def test_rows_are_made_of_all_tokens_and_the_first_is_the_base():
     rng = np.random.default_rng(0)
     measured = results.Measured(
         nll=rng.gamma(2.0, size=(2, 3, 50)),
         kld=rng.gamma(0.1, size=(2, 3, 50)),
         same_top=rng.random((2, 3, 50)) < 0.9,
+        squares=rng.gamma(2.0, size=(2, 3, 4, 3, 2)),
         seconds=np.array([2.0, 4.0]),
     )
     sizes = [results.Size(16.0, 1000), results.Size(4.5, 281)]
@@ -88,11 +134,40 @@ def test_rows_are_made_of_all_tokens_and_the_first_is_the_base():
     assert row.delta_ln_ppl == pytest.approx(np.log(row.ppl / base.ppl))
     difference = (measured.nll[1] - measured.nll[0]).ravel()
     assert row.delta_ln_ppl_stderr == pytest.approx(difference.std(ddof=1) / np.sqrt(150))
+    assert row.probability_rms == pytest.approx(
+        np.sqrt(np.mean((np.exp(-measured.nll[1]) - np.exp(-measured.nll[0])) ** 2))
+    )
     assert row.kld_mean == pytest.approx(measured.kld[1].mean())
     assert row.kld_p999 == pytest.approx(np.quantile(measured.kld[1], 0.999))
+    assert row.kld_median == pytest.approx(np.median(measured.kld[1]))
+    assert row.kld_p99 == pytest.approx(np.quantile(measured.kld[1], 0.99))
+    assert row.kld_max == measured.kld[1].max()
     assert row.same_top == pytest.approx(measured.same_top[1].mean())
+    assert len(row.by_position.at) == 32
+    assert row.by_layer is not None
+    assert row.by_layer.output == pytest.approx(
+        [
+            np.sqrt(measured.squares[1, :, l, 2, 0].sum() / measured.squares[1, :, l, 2, 1].sum())
+            for l in range(4)
+        ]
+    )
     assert (row.bits_per_value, row.kv_bytes) == (4.5, 281)
     assert (base.tokens_per_second, row.tokens_per_second) == (150, 75)
+
+
+def test_the_interval_is_that_of_resampled_chunks():
+    """Every token of a chunk changes alike: many tokens, but only as many witnesses as chunks."""
+    change = np.random.default_rng(0).normal(0.1, 0.05, (8, 1))
+    nll = np.stack([np.ones((8, 100)), np.ones((8, 100)) + change])
+    blank = np.zeros_like(nll)
+    measured = results.Measured(
+        nll, blank, blank == 0, np.zeros((2, 8, 0, 3, 2)), seconds=np.ones(2)
+    )
+    _, row = results.rows(SPECS, 102, measured, [results.Size(32, 1), results.Size(4.5, 1)])
+    low, high = row.change_interval or (0, 0)
+    assert low < row.change.value < high
+    assert high - low > 100 * 2.5 * change.std() / np.sqrt(8)
+    assert row.by_layer is None
 
 
 @pytest.mark.parametrize(

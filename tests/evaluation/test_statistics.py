@@ -60,3 +60,39 @@ def test_percentile_interpolates():
 
 def test_share_counts_true_values():
     assert statistics.share(np.array([True, False, True, True])) == 0.75
+
+
+def test_a_single_value_has_no_error():
+    assert statistics.mean(np.array([2.0])) == statistics.Estimate(2.0, 0.0)
+
+
+def interval(means: np.ndarray) -> tuple[float, float]:
+    found = statistics.bootstrap_interval(means)
+    assert found is not None
+    return found
+
+
+def test_the_bootstrap_finds_the_interval_of_a_normal_mean():
+    """Of 400 independent chunks: 1.96 standard errors on either side, and the same every time."""
+    means = np.random.default_rng(1).normal(0.02, 0.1, 400)
+    low, high = interval(means)
+    error = means.std(ddof=1) / 20
+    assert low == pytest.approx(means.mean() - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(means.mean() + 1.96 * error, abs=0.1 * error)
+    assert statistics.bootstrap_interval(means) == (low, high)
+
+
+def test_the_bootstrap_sees_that_tokens_of_a_chunk_err_together():
+    """The standard error over tokens does not, and is far too small."""
+    rng = np.random.default_rng(2)
+    changes = np.repeat(rng.normal(size=(30, 1)), 200, axis=1)
+    low, high = interval(changes.mean(axis=1))
+    assert high - low > 8 * 3.92 * statistics.mean(changes.ravel()).stderr
+
+
+def test_a_single_chunk_has_no_interval():
+    assert statistics.bootstrap_interval(np.array([0.1])) is None
+
+
+def test_root_mean_square():
+    assert statistics.root_mean_square(np.array([3.0, -4.0])) == pytest.approx(12.5**0.5)

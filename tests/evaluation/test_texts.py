@@ -1,11 +1,14 @@
 """Texts by name and by file, and what is wrong with a bad one in one line."""
 
 import hashlib
+import sys
+import types
 
 import pytest
 
 from deltakv_jax.errors import UserError
-from deltakv_jax.evaluation.texts import NAMED, load_text
+from deltakv_jax.evaluation.texts import load_text
+from deltakv_jax.training import corpus
 
 
 def test_a_file_keeps_its_bytes(tmp_path):
@@ -17,12 +20,51 @@ def test_a_file_keeps_its_bytes(tmp_path):
     assert text.sha256 == hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("name", sorted(NAMED))
-def test_a_named_text_is_held_out_from_training(name):
+@pytest.mark.parametrize(
+    ("name", "made_of"), [("python-docs", corpus.python_docs), ("python-code", corpus.python_code)]
+)
+def test_a_named_text_is_held_out_from_training(name, made_of):
     text = load_text(name)
     assert text.name == name
-    assert text.content == NAMED[name]().held_out
+    assert text.content == made_of().held_out
     assert text.sha256 == hashlib.sha256(text.content.encode()).hexdigest()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """In place of `datasets`: what `load_dataset` does is set by the test."""
+    module = types.SimpleNamespace()
+    config = types.SimpleNamespace(HF_DATASETS_CACHE="cache/datasets")
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setitem(sys.modules, "datasets.config", config)
+    return module
+
+
+def test_wikitext_2_is_the_file_that_the_dataset_was_made_of(shared, hub):
+    data = (shared / "texts" / "wikitext-2-raw-test.txt").read_bytes()
+    lines = data.decode().split("\n")[:-1]
+    rows = [f"{line}\n" if line.strip() else "" for line in lines]
+
+    def load_dataset(path, name, *, split):
+        assert (path, name, split) == ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
+        return {"text": rows}
+
+    hub.load_dataset = load_dataset
+    text = load_text("wikitext-2")
+    assert text.content.encode() == data
+    assert text.name == "wikitext-2"
+
+
+def test_wikitext_2_without_a_network_says_where_it_looked(hub):
+    def load_dataset(*args, **kwargs):
+        raise ConnectionError("Couldn't reach the Hub\nand more")
+
+    hub.load_dataset = load_dataset
+    with pytest.raises(
+        UserError, match=r"cache \(cache/datasets\).*Couldn't reach.*file wiki"
+    ) as got:
+        load_text("wikitext-2")
+    assert "\n" not in str(got.value)
 
 
 @pytest.mark.parametrize(

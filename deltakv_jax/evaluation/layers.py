@@ -1,0 +1,100 @@
+"""What a format does to K, V and the attention output of each layer by itself.
+
+The model runs once, on an exact cache. Beside it every format's cache is fed the same keys and
+values and asked for the same attention, so that no layer bears the errors of those before it.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int32
+
+from deltakv_jax.attention import RopeTables, attend
+from deltakv_jax.cache import KVCache, advance, read
+from deltakv_jax.codec import KVSpec, parse_spec
+from deltakv_jax.evaluation.scoring import cut_in_pieces
+from deltakv_jax.generation.steps import empty_cache
+from deltakv_jax.model import Llama
+from deltakv_jax.typed import typed
+
+
+class _Beside(NamedTuple):
+    """What goes through the model in place of a cache.
+
+    Attributes:
+      exact: holds keys and values as they are.
+      caches: one per format.
+      squares: float32 [f l 2], squared errors of the attention output and squared outputs, summed.
+    """
+
+    exact: KVCache
+    caches: tuple[KVCache, ...]
+    squares: Array
+
+
+@functools.partial(jax.jit, static_argnames=("specs", "piece"))
+@typed
+def layer_squares(
+    model: Llama, tokens: Int32[Array, " ctx"], *, specs: tuple[KVSpec, ...], piece: int
+) -> Float32[Array, "f l 3 2"]:
+    """Summed squares of the errors and of the exact values, of K, V and the attention output.
+
+    Args:
+      model: the weights.
+      tokens: one chunk.
+      specs: the formats.
+      piece: tokens fed at once.
+    """
+    make = lambda spec: empty_cache(model.config, spec, capacity=len(tokens))
+
+    def feed(beside: _Beside, at: tuple[Array, Array]) -> tuple[_Beside, None]:
+        return _feed(model, *at, beside), None
+
+    empty = _Beside(
+        make(parse_spec("f32")),
+        tuple(map(make, specs)),
+        jnp.zeros((len(specs), model.config.layers, 2)),
+    )
+    beside, _ = jax.lax.scan(feed, empty, cut_in_pieces(tokens, piece))
+    stored = jax.lax.map(
+        lambda layer: _stored_squares(layer, beside), jnp.arange(model.config.layers)
+    )
+    return jnp.concatenate([jnp.moveaxis(stored, 0, 1), beside.squares[:, :, None]], axis=2)
+
+
+def _feed(model: Llama, tokens: Array, counts: Array, beside: _Beside) -> _Beside:
+    positions = beside.exact.lengths[:, None] + jnp.arange(tokens.shape[1])
+    beside_each = functools.partial(_attend_beside, counts=counts)
+    _, beside = model.hidden(tokens, positions, beside, attend=beside_each)
+    caches = tuple(advance(cache, counts) for cache in beside.caches)
+    return beside._replace(exact=advance(beside.exact, counts), caches=caches)
+
+
+def _attend_beside(
+    layer: Array, q: Array, k: Array, v: Array, rope: RopeTables, beside: _Beside, *, counts: Array
+) -> tuple[Array, _Beside]:
+    """The exact output; each format's is compared with it."""
+    want, exact = attend(layer, q, k, v, rope, beside.exact, counts=counts)
+    outputs, caches = zip(
+        *(attend(layer, q, k, v, rope, cache, counts=counts) for cache in beside.caches),
+        strict=True,
+    )
+    real = (jnp.arange(q.shape[1]) < counts[:, None])[..., None, None]
+    sums = jnp.stack([_squares(got, want, real) for got in outputs])
+    return want, _Beside(exact, caches, beside.squares.at[:, layer].add(sums))
+
+
+def _stored_squares(layer: Array, beside: _Beside) -> Array:
+    """Of K and V as they lie in the full caches: [f 2 2]."""
+    exact = read(beside.exact, layer)
+    of_cache = lambda cache: jnp.stack(
+        [_squares(*pair, True) for pair in zip(read(cache, layer), exact, strict=True)]
+    )
+    return jnp.stack([of_cache(cache) for cache in beside.caches])
+
+
+def _squares(got: Array, want: Array, real: Array | bool) -> Array:
+    error, value = (jnp.sum(jnp.where(real, x, 0) ** 2) for x in (got - want, want))
+    return jnp.stack([error, value])

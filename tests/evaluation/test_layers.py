@@ -1,0 +1,70 @@
+"""Errors of each layer against a plain loop over the layers' own keys and values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deltakv_jax.attention import apply_rope, attend_plain, rope_tables
+from deltakv_jax.codec import parse_spec
+from deltakv_jax.evaluation.layers import layer_squares
+
+CTX = 40
+SPECS = tuple(map(parse_spec, ("f32", "q4_0", "delta:interval=8/q8_0")))
+
+
+@pytest.fixture
+def tokens(random_chunks):
+    return jnp.asarray(random_chunks(1, CTX).tokens[0])
+
+
+def captured(model, tokens):
+    """(q, k, v) of each layer of the exact model, q and k before RoPE."""
+    seen = []
+
+    def attend(layer, q, k, v, rope, cache):
+        seen.append((q, k, v))
+        return attend_plain(layer, q, k, v, rope, cache)
+
+    with jax.disable_jit():  # a scan over layers is then a loop
+        model.hidden(tokens[None], jnp.arange(CTX)[None], None, attend=attend)
+    return seen
+
+
+def stored(side, x):
+    """x [1 t k d] as the format gives it back."""
+    x = jnp.swapaxes(x, 1, 2)
+    lead, groups = x.shape[:2], -(-CTX // side.interval)
+    old = {
+        key: jnp.zeros((*lead, CTX if leaf.per == "token" else groups, leaf.width), leaf.dtype)
+        for key, leaf in side.leaves(x.shape[-1]).items()
+    }
+    return jnp.swapaxes(side.decode(side.encode(x, jnp.ones(x.shape[:3], bool), old)), 1, 2)
+
+
+def relative(got, want) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+@pytest.mark.parametrize("piece", [CTX, 16])
+def test_each_layer_has_its_own_errors(random_llama, tokens, piece):
+    squares = layer_squares(random_llama, tokens, specs=SPECS, piece=piece)
+    got = np.sqrt(squares[..., 0] / squares[..., 1])
+    rope = rope_tables(random_llama.config, jnp.arange(CTX)[None])
+    still = rope_tables(random_llama.config, jnp.zeros((1, CTX), jnp.int32))
+    still = still.__class__(rope.positions, still.cos, still.sin)  # rotated by nothing
+    for layer, (q, k, v) in enumerate(captured(random_llama, tokens)):
+        k, q = apply_rope(k, rope), apply_rope(q, rope)
+        exact, _ = attend_plain(layer, q, k, v, still)
+        for spec, errors in zip(SPECS, got, strict=True):
+            k_stored, v_stored = stored(spec.k, k), stored(spec.v, v)
+            output, _ = attend_plain(layer, q, k_stored, v_stored, still)
+            want = [relative(k_stored, k), relative(v_stored, v), relative(output, exact)]
+            np.testing.assert_allclose(errors[layer], want, rtol=0.02, atol=1e-5)
+
+
+def test_an_exact_cache_has_no_errors_and_a_packed_one_has(random_llama, tokens):
+    squares = np.asarray(layer_squares(random_llama, tokens, specs=SPECS, piece=CTX))
+    assert np.all(squares[0, :, :, 0] < 1e-12 * squares[0, :, :, 1])
+    assert np.all(squares[1:, :, :, 0] > 1e-6 * squares[1:, :, :, 1])
+    assert np.all(squares[..., 1] == squares[:1, ..., 1])
