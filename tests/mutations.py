@@ -1,0 +1,237 @@
+"""Faults made on purpose, and the test that catches each.
+
+    python tests/mutations.py [WORD ...]
+
+puts each fault (or those whose name holds a WORD) into a copy of the sources, runs its test there
+and says whether it failed, as it must. About ten seconds a fault. A test that needs the real models
+beside the checkout counts as not run where they are absent.
+"""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+EVALUATION = "deltakv_jax/evaluation"
+IGNORED = (".*", "__pycache__", "*.progress", "results")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What is changed in one file, and the test that must fail of it.
+
+    Attributes:
+      name: what is wrong.
+      path: the file.
+      edits: what stands there exactly once, and what takes its place.
+      test: a pytest node id.
+    """
+
+    name: str
+    path: str
+    edits: tuple[tuple[str, str], ...]
+    test: str
+
+
+FAULTS = (
+    Fault(
+        "the first half is scored",
+        f"{EVALUATION}/protocol.py",
+        (("first=lambda ctx: ctx // 2", "first=lambda ctx: 0"),),
+        "tests/evaluation/test_protocol.py::test_the_second_half_is_scored",
+    ),
+    Fault(
+        "BOS is dropped",
+        f"{EVALUATION}/protocol.py",
+        (("chunks[:, 0] = bos_id", "pass"),),
+        "tests/evaluation/test_protocol.py::test_chunks_do_not_overlap_and_begin_with_bos",
+    ),
+    Fault(
+        "each prediction is compared with its own token, not the next",
+        f"{EVALUATION}/scoring.py",
+        (("(states, tokens[first + 1 :])", "(states, tokens[first:-1])"),),
+        "tests/evaluation/test_scoring.py::test_scores_are_those_of_the_full_distributions",
+    ),
+    Fault(
+        "positions of RoPE are off by one from the second piece on",
+        "deltakv_jax/generation/steps.py",
+        (
+            (
+                "positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])",
+                "positions = jnp.maximum(cache.lengths - 1, 0)[:, None] + jnp.arange(\n"
+                "        tokens.shape[1]\n    )",
+            ),
+        ),
+        "tests/evaluation/test_scoring.py::"
+        "test_an_f32_cache_gives_the_plain_forward_pass_however_it_is_fed",
+    ),
+    Fault(
+        "the error of a change is not paired",
+        f"{EVALUATION}/statistics.py",
+        (
+            (
+                "return mean(nll - base_nll)",
+                "a, b = mean(nll), mean(base_nll)\n"
+                "    return Estimate(a.value - b.value, math.hypot(a.stderr, b.stderr))",
+            ),
+        ),
+        "tests/evaluation/test_statistics.py::test_the_error_of_a_change_is_paired",
+    ),
+    Fault(
+        "single tokens are resampled, not chunks",
+        f"{EVALUATION}/results.py",
+        (
+            (
+                "statistics.bootstrap_interval((nll - base_nll).mean(axis=1))",
+                "statistics.bootstrap_interval((nll - base_nll).ravel())",
+            ),
+        ),
+        "tests/evaluation/test_runner.py::test_the_interval_is_that_of_resampled_chunks",
+    ),
+    Fault(
+        "logits are summed in float16",
+        f"{EVALUATION}/scoring.py",
+        (
+            (
+                "logits = [model.logits(h) for h in at[0]]",
+                "logits = [model.logits(h).astype(jnp.float16).astype(jnp.float32) for h in at[0]]",
+            ),
+        ),
+        "tests/evaluation/test_scoring.py::test_scores_are_those_of_the_full_distributions",
+    ),
+    Fault(
+        "attention reads exact K and V, not what is packed",
+        f"{EVALUATION}/scoring.py",
+        (('READS = {"cache": attend,', 'READS = {"cache": attend_raw,'),),
+        "tests/evaluation/test_scoring.py::test_attention_reads_what_is_packed",
+    ),
+    Fault(
+        "the keyframe is taken from the second token of its group",
+        "deltakv_jax/codec/formats.py",
+        (
+            (
+                "keyframes = jnp.where(new[0], x[0].astype(jnp.float16), old",
+                "keyframes = jnp.where(new[0], x[1].astype(jnp.float16), old",
+            ),
+        ),
+        "tests/codec/test_formats.py",
+    ),
+    Fault(
+        "nibbles are swapped in packing and unpacking alike",
+        "deltakv_jax/codec/packing.py",
+        (
+            ("return low | high << 4", "return high | low << 4"),
+            ("return packed & 0xF, packed >> 4", "return packed >> 4, packed & 0xF"),
+        ),
+        "tests/codec/test_packing.py",
+    ),
+    Fault(
+        "a group's positions count from the first one scored",
+        f"{EVALUATION}/profiles.py",
+        (
+            (
+                "n = (first + np.arange(kld.shape[1])) % interval",
+                "n = np.arange(kld.shape[1]) % interval",
+            ),
+        ),
+        "tests/evaluation/test_profiles.py::test_each_group_position_takes_its_own_predictions",
+    ),
+    Fault(
+        "raw reads take the keys of a piece from the cache",
+        f"{EVALUATION}/raw.py",
+        (
+            (
+                "seen = (_overlaid(*pair, rope.positions) for pair in "
+                "zip(stored, (keys, v), strict=True))",
+                "seen = read(cache, layer)",
+            ),
+        ),
+        "tests/evaluation/test_raw.py::test_in_one_piece_every_format_gives_the_same_bits",
+    ),
+    Fault(
+        "layers hand on the output of the packed cache",
+        f"{EVALUATION}/layers.py",
+        (("return want, _Beside(", "return outputs[-1], _Beside("),),
+        "tests/evaluation/test_layers.py::test_each_layer_has_its_own_errors",
+    ),
+    Fault(
+        "a damaged checkpoint is used",
+        f"{EVALUATION}/store.py",
+        (("if hashlib.sha256(data).hexdigest() != self._hashes[name]:", "if not data:"),),
+        "tests/evaluation/test_store.py::test_a_damaged_batch_is_moved_aside_and_the_others_stay",
+    ),
+    Fault(
+        "a run goes on with another one's batches",
+        f"{EVALUATION}/store.py",
+        (("    if differing:", "    if False:"),),
+        "tests/evaluation/test_store.py::test_another_run_is_refused_with_what_differs",
+    ),
+    Fault(
+        "keyframes are left out of the bytes",
+        "deltakv_jax/cache/state.py",
+        (
+            (
+                "for leaf in jax.tree.leaves(cache.stacks))",
+                "for leaf in jax.tree.leaves(cache.stacks) if leaf.dtype != jnp.float16)",
+            ),
+        ),
+        "tests/evaluation/test_runner.py::test_bits_per_value_of_delta",
+    ),
+)
+
+
+def main(words: Sequence[str]) -> int:
+    """Tries the faults that `words` name, all if there are none; returns the exit status."""
+    chosen = [fault for fault in FAULTS if not words or any(word in fault.name for word in words)]
+    missed = [fault for fault in chosen if not _tried(fault)]
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} faults are caught")
+    return 1 if missed or not chosen else 0
+
+
+def _tried(fault: Fault) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "main"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*IGNORED))
+        if (shared := ROOT.parent / "shared").is_dir():
+            (tree.parent / "shared").symlink_to(shared)
+        put(fault, tree)
+        status = _pytest(tree, fault.test)
+    said = {0: "NOT CAUGHT by", 1: "caught by"}.get(status, f"pytest ended with {status} in")
+    print(f"{fault.name}: {said} {fault.test}", flush=True)
+    return status == 1
+
+
+def put(fault: Fault, tree: Path) -> None:
+    """Makes the fault in the sources below `tree`."""
+    source = (tree / fault.path).read_text(encoding="utf-8")
+    for old, new in fault.edits:
+        if source.count(old) != 1:
+            raise ValueError(f"{fault.path} holds {old!r} {source.count(old)} times")
+        source = source.replace(old, new)
+    (tree / fault.path).write_text(source, encoding="utf-8")
+
+
+def _pytest(tree: Path, test: str) -> int:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        test,
+    ]
+    environment = {**os.environ, "PYTHONPATH": f"{tree}:{tree / 'pallas'}"}
+    return subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.DEVNULL).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
