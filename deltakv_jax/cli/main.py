@@ -8,6 +8,9 @@ import deltakv_jax
 
 COMMANDS = {
     "perplexity": "what a KV cache format costs in quality and saves in bytes",
+    "sweep": "the same over several contexts and texts",
+    "coherence": "how much neighbouring keys and values of a model differ",
+    "claims": "a verdict on each published claim, measured",
     "decode": "a prompt in, text out as it is made",
 }
 
