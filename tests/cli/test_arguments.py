@@ -123,7 +123,7 @@ def test_a_wrong_command_is_one_line(capsys, words):
     out, err = capsys.readouterr()
     assert not out
     assert err.count("\n") == 1
-    assert "perplexity, decode" in err
+    assert f"known: {', '.join(main.COMMANDS)}" in err
 
 
 def test_help_does_not_wait_for_jax():

@@ -86,8 +86,9 @@ def test_change_stands_against_bits_with_its_interval(layered):
 def test_without_an_interval_over_chunks_the_bar_is_of_the_standard_error():
     run = without(make_run(), delta_ln_ppl_low=None, delta_ln_ppl_high=None)
     change = plots.change_percent(run.rows[2])
-    assert change.low == pytest.approx(100 * math.expm1(0.0122 - 1.96 * 0.003))
-    assert change.high == pytest.approx(100 * math.expm1(0.0122 + 1.96 * 0.003))
+    spread = 1.96 * 100 * math.exp(0.0122) * 0.003
+    assert change.low == pytest.approx(change.value - spread)
+    assert change.high == pytest.approx(change.value + spread)
 
 
 def test_an_interval_beside_its_value_is_still_drawn():
