@@ -38,6 +38,8 @@ def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
     inverse = (1.0 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
     if config.rope_scaling is not None:
         inverse = _stretched(inverse, config.rope_scaling)
+    if config.rope_factors is not None:
+        inverse = inverse / np.asarray(config.rope_factors, np.float32)
     return inverse
 
 

@@ -1,5 +1,6 @@
 """Matrix products: with a single matrix, or with that of one layer out of a stack."""
 
-from deltakv_jax.linear.stack import Stack, product
+from deltakv_jax.linear.packed import PackedMatrix
+from deltakv_jax.linear.stack import Matrix, Stack
 
-__all__ = ["Stack", "product"]
+__all__ = ["Matrix", "PackedMatrix", "Stack"]

@@ -16,9 +16,8 @@ takes turns, so that a ratio bears some noise, but not a busy neighbour. It prin
 Figures are medians. A goal that is missed says NO and does not change the exit status.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -44,25 +43,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=tuple(PARTS), help="run one part")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     options = parser.parse_args(argv)
-    return arguments.run(lambda: measure(options), prog=parser.prog)
+    return arguments.run(
+        lambda: report(options.json, lambda: _rows(options.only)), prog=parser.prog
+    )
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Runs the parts, prints their rows and writes them."""
-    if options.json:
-        files.check_writable(options.json, "--json")
+def report(json: Path | None, measure: Callable[[], list[results.Row]]) -> None:
+    """Prints the rows that `measure` returns, and writes them to `json`."""
+    if json:
+        files.check_writable(json, "--json")
     # a program from the disk would take no time to compile
     jax.config.update("jax_enable_compilation_cache", False)
     before = results.surroundings()
     _warn(before["load"])
+    rows = measure()
+    _console().print(results.table(rows))
+    if json:
+        files.write_atomically(json, results.to_json(rows, before).encode(), "--json")
+
+
+def _rows(only: str | None) -> list[results.Row]:
     rows = []
-    for part in [options.only] if options.only else PARTS:
+    for part in [only] if only else PARTS:
         sys.stderr.write(f"measuring {part}\n")
         rows += PARTS[part]()
-    _console().print(results.table(rows))
-    if options.json:
-        content = results.to_json(rows, before).encode()
-        files.write_atomically(options.json, content, "--json")
+    return rows
 
 
 def _console() -> Console:

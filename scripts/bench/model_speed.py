@@ -125,8 +125,8 @@ def decode_timer(model: Llama, kv: str) -> timing.Timer:
 
 def weight_bytes(model: Llama) -> int:
     """Bytes of weights that a decode step reads: all, but of an untied embedding only a row."""
-    total = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
-    return total - (0 if model.config.tied else model.embedding[...].nbytes)
+    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    return size(model) - (0 if model.config.tied else size(model.embedding))
 
 
 def random_model(config: LlamaConfig) -> Llama:

@@ -39,6 +39,9 @@ MODELS = {
     "llama_1b_3_layers": llama(width=2048, layers=3, heads=32, kv_heads=4, ffn=5632),
 }
 
+LLAMA_1B = llama(width=2048, layers=22, heads=32, kv_heads=4, ffn=5632)
+"""TinyLlama: 1.03 billion weights with a tied head."""
+
 NARROW = dataclasses.replace(llama(128, 8, 2, 1, ffn=256), vocab_size=256)
 DEPTHS = {
     "narrow_8_layers": NARROW,

@@ -6,6 +6,7 @@ import pytest
 
 from deltakv_jax.attention.rope import apply_rope, inverse_frequencies, rope_tables
 from deltakv_jax.config import LlamaConfig, RopeScaling
+from deltakv_jax.errors import UserError
 
 CONFIG = LlamaConfig(
     vocab_size=8,
@@ -40,6 +41,34 @@ def test_scaling_keeps_high_divides_low_and_passes_between():
     np.testing.assert_allclose(
         inverse_frequencies(config(rope_scaling=scaling)), expected, rtol=1e-6
     )
+
+
+def test_factors_divide_each_frequency():
+    got = inverse_frequencies(config(rope_factors=(1.0, 2.0, 4.0, 8.0)))
+    np.testing.assert_allclose(got, [1, 0.1 / 2, 0.01 / 4, 0.001 / 8], rtol=1e-6)
+    assert got.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rope_factors": (1.0,) * 3}, "rope_factors must be 4, half of head_dim, got 3"),
+        ({"rope_factors": (1.0, 0.0, 1.0, 1.0)}, "must be positive and finite, got 0.0"),
+        ({"rope_factors": (1.0, 1.0, float("inf"), 1.0)}, "must be positive and finite, got inf"),
+        ({"rope_factors": (float("nan"),) * 4}, "must be positive and finite, got nan"),
+    ],
+)
+def test_factors_that_make_no_sense_are_refused(changes, says):
+    with pytest.raises(UserError, match=says):
+        config(**changes)
+
+
+def test_factors_and_scaling_exclude_each_other():
+    scaling = RopeScaling(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=1000
+    )
+    with pytest.raises(UserError, match="rope_factors and rope_scaling exclude each other"):
+        config(rope_factors=(1.0,) * 4, rope_scaling=scaling)
 
 
 def test_a_vector_is_turned_by_its_angle():

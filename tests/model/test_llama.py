@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -6,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from deltakv_jax.attention.plain import attend_plain
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.model import Llama
 from deltakv_jax.weights import load_model
-from deltakv_jax.weights.configuration import config_from_fields
-from deltakv_jax.weights.fields import Fields
-from deltakv_jax.weights.huggingface import load_weights
+from deltakv_jax.weights.assemble import assemble
+from deltakv_jax.weights.huggingface import HuggingFaceSource
+from tests.golden import recipe
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -66,6 +68,11 @@ def forward(model: Llama, tokens: jax.Array) -> jax.Array:
     return model.logits(hidden)
 
 
+def loaded(folder: Path) -> Llama:
+    """The float32 model of a folder that has no tokenizer."""
+    return assemble(HuggingFaceSource(folder), "f32")
+
+
 def greedy(model: Llama, prompt: list[int], count: int) -> list[int]:
     """Each token by a forward pass over the whole sequence, padded to one fixed length."""
     tokens = np.zeros((1, len(prompt) + count), np.int32)
@@ -77,27 +84,40 @@ def greedy(model: Llama, prompt: list[int], count: int) -> list[int]:
 
 @pytest.mark.parametrize("name", ["llama_tied", "llama_untied"])
 def test_logits_are_those_of_transformers(name):
-    folder = GOLDEN / name
-    model = load_weights(folder, config_from_fields(Fields.read(folder / "config.json")))
-    with np.load(folder / "logits.npz") as golden:
-        got = forward(model, jnp.asarray(golden["tokens"]))
+    with np.load(GOLDEN / name / "logits.npz") as golden:
+        got = forward(loaded(GOLDEN / name), jnp.asarray(golden["tokens"]))
         np.testing.assert_allclose(got, golden["logits"], atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["llama_tied", "llama_untied"])
-def test_the_golden_logits_are_worth_comparing_with(name):
+@pytest.mark.parametrize("head", ["tied", "untied"])
+@pytest.mark.parametrize("family", ["llama3", "mistral", "qwen2", "qwen3"])
+def test_logits_of_each_family_are_those_of_transformers(family, head, tmp_path):
+    with np.load(GOLDEN / "families" / f"{family}_{head}.npz") as golden:
+        (tmp_path / "config.json").write_text(str(golden["config"]))
+        weights = recipe.weights(json.loads(str(golden["shapes"])))
+        save_file(weights, tmp_path / "model.safetensors")
+        got = forward(loaded(tmp_path), jnp.asarray(golden["tokens"]))
+        np.testing.assert_allclose(got, golden["logits"], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted([*GOLDEN.glob("llama_*/logits.npz"), *GOLDEN.glob("families/*.npz")]),
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_the_golden_logits_are_worth_comparing_with(path):
     """They are large beside the tolerance, and no two rows are alike."""
-    with np.load(GOLDEN / name / "logits.npz") as golden:
+    with np.load(path) as golden:
         assert golden["logits"].std() > 0.5
         assert np.ptp(golden["logits"], axis=1).min() > 0.1
 
 
 def test_a_real_model_goes_on_as_before(shared):
-    loaded = load_model(shared / "models" / "tiny1m", dtype="f32")
-    prompt = loaded.tokenizer.encode("Once upon a time")
+    tiny = load_model(shared / "models" / "tiny1m", "f32")
+    prompt = tiny.tokenizer.encode("Once upon a time")
     golden = [int(word) for word in CONTINUATION.split()]
-    assert greedy(loaded.model, prompt, len(golden)) == golden
-    text = loaded.tokenizer.decode(prompt + golden)
+    assert greedy(tiny.model, prompt, len(golden)) == golden
+    text = tiny.tokenizer.decode(prompt + golden)
     assert text.startswith("Once upon a time, there was a little girl named Lily.")
 
 
@@ -153,7 +173,7 @@ def test_reduce_sums_both_outputs_of_each_layer():
         0
     ]
     nothing = run(jnp.zeros_like)
-    x = model.embedding[...][tokens]
+    x = model.embedding.rows(tokens)
     expected = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5) * model.final_norm[...]
     np.testing.assert_allclose(nothing, expected, rtol=1e-5)
 
