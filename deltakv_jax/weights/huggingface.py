@@ -1,21 +1,27 @@
-"""The tensors of a Hugging Face Llama: one table of their names, read and written by it.
+"""A Hugging Face folder as a `Source`: one table of its tensors' names, read and written by it.
 
 Every tensor of a file is used exactly once, and every weight of the model is set.
 """
 
-from collections.abc import Mapping
+import functools
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors.numpy import save
 
-from deltakv_jax.config import LlamaConfig
 from deltakv_jax.errors import UserError
 from deltakv_jax.model import Llama
+from deltakv_jax.weights.configuration import config_from_fields
+from deltakv_jax.weights.fields import Fields
+from deltakv_jax.weights.roles import layer_shapes, model_shapes
+from deltakv_jax.weights.source import Tensor
 from deltakv_jax.weights.tensors import SINGLE, Entry, find_tensors, read_tensor
+from deltakv_jax.weights.tokenizers import Tokenizer
+from deltakv_jax.weights.tokenizers.saving import copy_files
 
 # The attributes of `Llama` and the tensors that fill them, "{}" being the number of a layer.
 NAMES = {
@@ -25,6 +31,11 @@ NAMES = {
     "key": "model.layers.{}.self_attn.k_proj.weight",
     "value": "model.layers.{}.self_attn.v_proj.weight",
     "output": "model.layers.{}.self_attn.o_proj.weight",
+    "query_bias": "model.layers.{}.self_attn.q_proj.bias",
+    "key_bias": "model.layers.{}.self_attn.k_proj.bias",
+    "value_bias": "model.layers.{}.self_attn.v_proj.bias",
+    "query_norm": "model.layers.{}.self_attn.q_norm.weight",
+    "key_norm": "model.layers.{}.self_attn.k_norm.weight",
     "ffn_norm": "model.layers.{}.post_attention_layernorm.weight",
     "gate": "model.layers.{}.mlp.gate_proj.weight",
     "up": "model.layers.{}.mlp.up_proj.weight",
@@ -34,112 +45,104 @@ NAMES = {
 }
 
 # What older files hold besides: the RoPE frequencies, which follow from the config.
-FREQUENCIES = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+FREQUENCIES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
-def load_weights(folder: Path, config: LlamaConfig, dtype: np.dtype | None = None) -> Llama:
-    """Reads a model from a folder.
+class HuggingFaceSource:
+    """A `Source`: a folder with config.json, tokenizer.json and safetensors.
 
-    Args:
-      folder: holds model.safetensors, or its shards and their index.
-      config: what the model is.
-      dtype: of the matrices; None for `native_dtype`. Norms are always float32.
-
-    Raises:
-      UserError: where a tensor is missing, left over, of the wrong shape or out of the range of
-        `dtype`, or a file is damaged.
+    Attributes:
+      name: of the model, for results.
+      config: what config.json says.
     """
-    entries = find_tensors(folder)
-    model = abstract_model(config, native_dtype(entries) if dtype is None else dtype)
-    _check(folder, model, entries)
-    read = lambda path, leaf: _read_leaf(_names(path, leaf), leaf, entries)
-    return jax.tree_util.tree_map_with_path(read, model)
+
+    def __init__(self, folder: Path, name: str | None = None):
+        """Opens a folder, no values read; `name` is by default the folder's.
+
+        Raises:
+          UserError: where config.json or the weights are missing, damaged or not supported.
+        """
+        self.name = name or folder.resolve().name
+        self.config = config_from_fields(Fields.read(folder / "config.json"))
+        self._folder = folder
+        self._entries = find_tensors(folder)
+        self._left = set(self._entries)
+
+    def tensor(self, role: str, layer: int | None = None) -> Tensor:
+        """As `Source.tensor`."""
+        shape = (model_shapes(self.config) | layer_shapes(self.config))[role]
+        name = NAMES[role].format(layer)
+        entry = self._entry(name, shape)
+        read = functools.partial(read_tensor, name, entry)
+        return Tensor(name, entry.kind, shape, read, functools.partial(_float32, read))
+
+    def _entry(self, name: str, shape: tuple[int, ...]) -> Entry:
+        entry = self._entries.get(name)
+        if entry is None:
+            lacks = f"{self._folder} lacks the tensor {name}"
+            raise UserError(f"{lacks}, expected with shape {list(shape)}")
+        if entry.shape != shape:
+            got = list(entry.shape)
+            raise UserError(f"{entry.path}: {name} has shape {got}, expected {list(shape)}")
+        self._left.discard(name)
+        return entry
+
+    def check_all_used(self) -> None:
+        """As `Source.check_all_used`; what some files repeat may be left over.
+
+        That is the RoPE frequencies, and a tied head if it is the same as the embedding.
+        """
+        left = {name for name in self._left if not FREQUENCIES.fullmatch(name)}
+        if self.config.tied and NAMES["head"] in left:
+            left.remove(NAMES["head"])
+            self._check_tied_head()
+        if left:
+            more = f" (nor have {len(left) - 1} others)" if len(left) > 1 else ""
+            raise UserError(
+                f"{self._folder}: the tensor {min(left)} has no place in the model{more}"
+            )
+
+    def _check_tied_head(self) -> None:
+        head, embedding = (
+            read_tensor(NAMES[role], self._entries[NAMES[role]]) for role in ("head", "embedding")
+        )
+        if not np.array_equal(head, embedding):
+            path = self._entries[NAMES["head"]].path
+            raise UserError(f"{path}: lm_head.weight is not the embedding that it is tied to")
+
+    def tokenizer(self) -> Tokenizer:
+        """As `Source.tokenizer`."""
+        return Tokenizer.load(self._folder, limit=self.config.vocab_size)
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """As `Source.save_tokenizer`."""
+        copy_files(self._folder, folder)
 
 
-def abstract_model(config: LlamaConfig, dtype: np.dtype) -> Llama:
-    """A model of shapes and dtypes, without values."""
-    return jax.eval_shape(lambda: Llama(config, dtype=dtype, rngs=nnx.Rngs(0)))
-
-
-def native_dtype(entries: Mapping[str, Entry]) -> np.dtype:
-    """The 16-bit type that all matrices have, or float32; always float32 on a CPU.
-
-    A CPU widens 16-bit weights anew in every product.
-    """
-    kinds = {entry.kind for entry in entries.values() if len(entry.shape) == 2}
-    if jax.default_backend() == "cpu" or len(kinds) != 1:
-        return jnp.dtype(jnp.float32)
-    return jnp.dtype({"F16": jnp.float16, "BF16": jnp.bfloat16}.get(kinds.pop(), jnp.float32))
+def _float32(read: Callable[[], np.ndarray]) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a float64 beyond the range becomes infinity
+        return read().astype(np.float32)
 
 
 def save_weights(folder: Path, model: Llama, dtype: np.dtype) -> None:
-    """Writes model.safetensors, every tensor in `dtype`."""
+    """Writes model.safetensors, every tensor in `dtype`.
+
+    Raises:
+      UserError: where matrices of the model are not dense, all layers in one array.
+    """
+    once, layers = model_shapes(model.config), layer_shapes(model.config)
+    shapes = once | {role: (model.config.layers, *shape) for role, shape in layers.items()}
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-        names = _names(path, leaf)
-        values = np.asarray(leaf).astype(dtype)
-        tensors |= zip(names, values.reshape(-1, *_shape(names, leaf)), strict=True)
+        role = path[0].name
+        if leaf.shape != shapes[role] or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise UserError(f"only dense weights are written as safetensors, {role} is packed")
+        tensors |= _named(NAMES[role], np.asarray(leaf).astype(dtype))
     (folder / SINGLE).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
-def _names(path: tuple, leaf: jax.Array | jax.ShapeDtypeStruct) -> list[str]:
-    """The tensors that fill a leaf of the model: one, or one per layer."""
-    name = NAMES[path[0].name]
-    return [name.format(layer) for layer in range(leaf.shape[0])] if "{}" in name else [name]
-
-
-def _shape(names: list[str], leaf: jax.Array | jax.ShapeDtypeStruct) -> tuple[int, ...]:
-    """The shape of each of the tensors that fill a leaf."""
-    return leaf.shape if names[0] in NAMES.values() else leaf.shape[1:]
-
-
-def _check(folder: Path, model: Llama, entries: Mapping[str, Entry]) -> None:
-    """Each weight has its tensor in its shape, and each tensor a weight."""
-    left = dict(entries)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-        names = _names(path, leaf)
-        for name in names:
-            _check_shape(folder, name, left.pop(name, None), _shape(names, leaf))
-    _drop_redundant(model.config, entries, left)
-    if left:
-        more = f" (nor have {len(left) - 1} others)" if len(left) > 1 else ""
-        raise UserError(f"{folder}: the tensor {min(left)} has no place in the model{more}")
-
-
-def _check_shape(folder: Path, name: str, entry: Entry | None, shape: tuple[int, ...]) -> None:
-    if entry is None:
-        raise UserError(f"{folder} lacks the tensor {name}, expected with shape {list(shape)}")
-    if entry.shape != shape:
-        got = list(entry.shape)
-        raise UserError(f"{entry.path}: {name} has shape {got}, expected {list(shape)}")
-
-
-def _drop_redundant(
-    config: LlamaConfig, entries: Mapping[str, Entry], left: dict[str, Entry]
-) -> None:
-    """Takes out what some files repeat: the RoPE frequencies, and a tied head if it is the same."""
-    for layer in range(config.layers):
-        left.pop(FREQUENCIES.format(layer), None)
-    if config.tied and NAMES["head"] in left:
-        entry, embedding = left.pop(NAMES["head"]), entries[NAMES["embedding"]]
-        head = read_tensor(NAMES["head"], entry)
-        if not np.array_equal(head, read_tensor(NAMES["embedding"], embedding)):
-            raise UserError(f"{entry.path}: lm_head.weight is not the embedding that it is tied to")
-
-
-def _read_leaf(
-    names: list[str], leaf: jax.ShapeDtypeStruct, entries: Mapping[str, Entry]
-) -> jax.Array:
-    values = np.empty((len(names), *_shape(names, leaf)), leaf.dtype)
-    for row, name in zip(values, names, strict=True):
-        row[...] = _cast(name, read_tensor(name, entries[name]), leaf.dtype)
-    return jnp.asarray(values.reshape(leaf.shape))
-
-
-def _cast(name: str, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        cast = tensor.astype(dtype)
-    if not np.isfinite(cast).all():
-        fault = f"does not fit {dtype}" if np.isfinite(tensor).all() else "holds NaN or infinity"
-        raise UserError(f"the tensor {name} {fault}")
-    return cast
+def _named(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """The tensors of a leaf: one, or one per layer."""
+    if "{}" not in name:
+        return {name: values}
+    return {name.format(layer): row for layer, row in enumerate(values)}

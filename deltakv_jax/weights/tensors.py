@@ -1,27 +1,38 @@
-"""Tensors by name out of one safetensors file or the shards that an index lists."""
+"""Tensors by name out of one safetensors file or the shards that an index lists.
+
+The library checks a header before it believes it: its length, that the tensors fill the rest of
+the file without gaps, and that each is as long as its shape and type say.
+"""
 
 import contextlib
 import dataclasses
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from deltakv_jax.errors import UserError
-from deltakv_jax.weights.fields import Fields
+from deltakv_jax.weights import native
+from deltakv_jax.weights.fields import Fields, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_TYPES = ("F64", "F32", "F16", "BF16")
+_KINDS = {"F64": "f64", "F32": "f32", "F16": "f16", "BF16": "bf16"}
+_LONGEST = 200  # characters of a tensor's name
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies and what it is, its values unread."""
+    """Where a tensor lies and what it is, its values unread.
+
+    Attributes:
+      path: the file.
+      shape: of the values.
+      kind: "f64", "f32", "f16" or "bf16".
+    """
 
     path: Path
     shape: tuple[int, ...]
@@ -42,7 +53,7 @@ def find_tensors(folder: Path) -> dict[str, Entry]:
 
 
 def read_tensor(name: str, entry: Entry) -> np.ndarray:
-    """Reads one tensor's values."""
+    """Reads one tensor's values in their own dtype; bfloat16 is that of ml_dtypes."""
     with _opened(entry.path) as file:
         return file.get_tensor(name)
 
@@ -62,37 +73,39 @@ def _sharded(folder: Path, index: Fields) -> dict[str, Entry]:
 
 
 def _shard_name(index: Fields, shard: object) -> str:
-    if not isinstance(shard, str) or os.path.basename(shard) != shard:
-        raise UserError(f"{index.source}: {json.dumps(shard)} is no file of the same folder")
+    if not isinstance(shard, str) or os.path.basename(shard) != shard or not shard.isprintable():
+        raise UserError(f"{index.source}: {shown(shard)} is no file of the same folder")
     return shard
 
 
 def _check_all_found(index: Fields, places: Mapping[str, str], found: Mapping[str, Entry]) -> None:
     for name, shard in places.items():
         if name not in found:
-            raise UserError(f"{index.source} places {name} in {shard}, which does not hold it")
+            raise UserError(
+                f"{index.source} places {native.one_line(name)} in {shard}, which does not hold it"
+            )
 
 
 def _entries(path: Path) -> dict[str, Entry]:
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        entries = {
-            name: Entry(path, tuple(part.get_shape()), part.get_dtype())
-            for name, part in slices.items()
-        }
-    for name, entry in entries.items():
-        if entry.kind not in _TYPES:
-            known = ", ".join(_TYPES)
-            raise UserError(f"{path}: {name} has type {entry.kind}, supported are {known}")
-    return entries
+        return {name: _entry(path, name, part) for name, part in slices.items()}
+
+
+def _entry(path: Path, name: str, part) -> Entry:
+    if len(name) > _LONGEST or not name.isprintable():
+        raise UserError(f"{path} is damaged: a tensor is called {native.one_line(name)}")
+    stored = part.get_dtype()
+    if stored not in _KINDS:
+        known = ", ".join(_KINDS)
+        raise UserError(f"{path}: {name} has type {stored}, supported are {known}")
+    return Entry(path, tuple(part.get_shape()), _KINDS[stored])
 
 
 @contextlib.contextmanager
-def _opened(path: Path):
-    try:
+def _opened(path: Path) -> Iterator:
+    with native.reading(path):
+        if not path.is_file():  # opening a pipe would wait for somebody to write into it
+            raise UserError(f"{path}: no such file")
         with safe_open(path, framework="numpy") as file:
             yield file
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None

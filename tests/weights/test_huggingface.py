@@ -1,6 +1,7 @@
 """Every tensor is used exactly once, and each fault is named in one line."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 from deltakv_jax.errors import UserError
 from deltakv_jax.model import Llama
 from deltakv_jax.weights import load_model
-from deltakv_jax.weights.huggingface import NAMES, native_dtype
-from deltakv_jax.weights.tensors import find_tensors
+from deltakv_jax.weights.huggingface import NAMES, HuggingFaceSource, save_weights
+from deltakv_jax.weights.roles import layer_shapes, model_shapes
 
 Tensors = dict[str, np.ndarray]
 
@@ -68,9 +69,10 @@ def test_shards_are_the_same_model(folder: Path, model: Llama):
     chex.assert_trees_all_equal(load_model(folder).model, model)
 
 
-def test_a_files_names_are_those_of_hugging_face(folder: Path):
+def test_a_files_names_are_those_of_hugging_face(folder: Path, model: Llama):
     names = set(load_file(folder / "model.safetensors"))
-    assert names == {name.format(layer) for name in NAMES.values() for layer in range(2)}
+    roles = model_shapes(model.config) | layer_shapes(model.config)
+    assert names == {NAMES[role].format(layer) for role in roles for layer in range(2)}
 
 
 @pytest.mark.parametrize("name", ["tiny1m", "stories260K"])
@@ -115,6 +117,12 @@ def test_more_layers_than_the_config_says(folder: Path):
     refused(folder, "model.layers.1.input_layernorm.weight has no place in the model (nor have 8")
 
 
+def test_layers_without_end(folder: Path):
+    """What is missing is found before anything as large is made."""
+    edit_config(folder, num_hidden_layers=2**31 - 1)
+    refused(folder, "lacks the tensor model.layers.2.")
+
+
 def test_a_bias_is_left_over(folder: Path):
     name = "model.layers.0.self_attn.q_proj.bias"
     edit(folder, lambda tensors: tensors.update({name: np.ones(16)}))
@@ -133,9 +141,9 @@ def test_values_that_are_not_finite(folder: Path):
 
 def test_values_beyond_the_dtype(folder: Path):
     edit(folder, lambda tensors: tensors.update({QUERY: np.full((16, 8), 1e6, np.float32)}))
-    load_model(folder, dtype="bf16")
-    with pytest.raises(UserError, match=f"the tensor {QUERY} does not fit float16"):
-        load_model(folder, dtype="f16")
+    load_model(folder, "bf16")
+    with pytest.raises(UserError, match=f"the tensor {QUERY} does not fit f"):
+        load_model(folder, "f16")
 
 
 def test_a_type_that_is_no_float(folder: Path):
@@ -148,6 +156,36 @@ def test_a_truncated_file(folder: Path, keep: int):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     refused(folder, f"{path} is damaged: ")
+
+
+@pytest.mark.parametrize("length", [0, 2**20, 2**40, 2**63, 2**64 - 1])
+def test_a_header_past_the_end(folder: Path, length: int):
+    path = folder / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    refused(folder, f"{path} is damaged: ")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 2**50]},
+        {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]},
+        {"dtype": "Q9", "shape": [2], "data_offsets": [0, 8]},
+    ],
+)
+def test_an_entry_that_cannot_be(folder: Path, entry: dict):
+    header = json.dumps({"a": entry}).encode()
+    path = folder / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    refused(folder, f"{path} is damaged: ")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "x" * 10**5])
+def test_a_name_that_fits_no_line(folder: Path, name: str):
+    edit(folder, lambda tensors: tensors.update({name: np.ones(3)}))
+    refused(folder, "model.safetensors is damaged: a tensor is called ")
 
 
 def test_no_weights(folder: Path):
@@ -167,10 +205,26 @@ def test_an_index_without_a_map(folder: Path):
     refused(folder, f"{INDEX}: weight_map is missing or empty")
 
 
-def test_an_index_that_leads_elsewhere(folder: Path):
+@pytest.mark.parametrize("shard_name", ["../part-0.safetensors", "/dev/zero", "a\nb", 3, None])
+def test_an_index_that_leads_elsewhere(folder: Path, shard_name: object):
     places = shard(folder)
-    write_index(folder, places | {QUERY: "../part-0.safetensors"})
-    refused(folder, '"../part-0.safetensors" is no file of the same folder')
+    write_index(folder, places | {QUERY: shard_name})
+    refused(folder, f"{json.dumps(shard_name)} is no file of the same folder")
+
+
+@pytest.mark.parametrize("shard_name", ["..", ".", ""])
+def test_an_index_that_leads_to_a_folder(folder: Path, shard_name: str):
+    places = shard(folder)
+    write_index(folder, places | {QUERY: shard_name})
+    refused(folder, ": no such file")
+
+
+def test_a_shard_that_is_a_pipe(folder: Path):
+    """Opening one would wait for ever."""
+    shard(folder)
+    os.mkfifo(folder / "part-2.safetensors")
+    write_index(folder, {QUERY: "part-2.safetensors"})
+    refused(folder, f"{folder / 'part-2.safetensors'}: no such file")
 
 
 def test_an_index_that_places_what_is_not_there(folder: Path):
@@ -186,44 +240,39 @@ def test_an_index_that_does_not_place_what_is_there(folder: Path):
     refused(folder, f"does not place {QUERY} in ")
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
-def test_matrices_take_the_dtype_and_norms_stay_float32(folder: Path, dtype: str):
-    model = load_model(folder, dtype=dtype).model
-    names = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
-    assert model.embedding.dtype == model.query.kinds[0].dtype == names[dtype]
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [("f64", np.float64), ("f32", np.float32), ("f16", np.float16), ("bf16", ml_dtypes.bfloat16)],
+)
+def test_each_type_is_read(folder: Path, kind: str, stored: type):
+    edit(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY].astype(stored)}))
+    tensor = HuggingFaceSource(folder).tensor("query", 1)
+    assert (tensor.name, tensor.kind, tensor.shape) == (QUERY, kind, (16, 8))
+    assert tensor.read().dtype == stored
+    assert tensor.values().dtype == np.float32
+    np.testing.assert_array_equal(tensor.values(), tensor.read().astype(np.float32))
+
+
+def test_norms_stay_float32(folder: Path):
+    model = load_model(folder, "f16").model
     assert model.attention_norm.dtype == model.final_norm.dtype == np.float32
 
 
-def test_an_unknown_dtype(folder: Path):
-    with pytest.raises(UserError, match="unknown dtype 'int8'; known are f32, bf16, f16"):
-        load_model(folder, dtype="int8")
+def test_only_dense_weights_are_written(folder: Path, tmp_path: Path):
+    packed = load_model(folder, "bf16").model  # as bits on a CPU
+    with pytest.raises(UserError, match="only dense weights are written as safetensors, "):
+        save_weights(tmp_path, packed, np.dtype(np.float16))
 
 
-@pytest.mark.parametrize(
-    ("backend", "stored", "expected"),
-    [
-        ("cpu", np.float16, "float32"),
-        ("gpu", np.float16, "float16"),
-        ("gpu", ml_dtypes.bfloat16, "bfloat16"),
-        ("gpu", np.float32, "float32"),
-    ],
-)
-def test_the_default_dtype(folder: Path, monkeypatch, backend, stored, expected):
-    cast = lambda tensors: {name: tensor.astype(stored) for name, tensor in tensors.items()}
-    edit(folder, lambda tensors: tensors.update(cast(tensors)))
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert native_dtype(find_tensors(folder)) == expected
-
-
-def test_mixed_types_are_widened(folder: Path, monkeypatch):
-    edit(folder, lambda tensors: tensors.update({QUERY: tensors[QUERY].astype(np.float32)}))
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert native_dtype(find_tensors(folder)) == np.float32
+def test_unknown_weights(folder: Path):
+    with pytest.raises(UserError, match="unknown weights 'int8'; known are f32, bf16, f16"):
+        load_model(folder, "int8")
 
 
 def test_no_folder(tmp_path: Path):
+    nowhere = tmp_path / "nowhere"
     refused(
-        tmp_path / "nowhere", f"no folder {tmp_path / 'nowhere'}; expected one with config.json"
+        nowhere, f"no model {str(nowhere)!r}; expected a Hugging Face folder, a converted model"
     )
 
 
@@ -234,7 +283,7 @@ def test_a_missing_file(folder: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe", b"[" * 10**5])
 def test_a_damaged_file(folder: Path, name: str, content: bytes):
     (folder / name).write_bytes(content)
     refused(folder, f"{folder / name} is damaged: ")
