@@ -19,7 +19,8 @@ from typing import NoReturn
 
 from deltakv_jax.errors import UserError
 from deltakv_jax.weights import LoadedModel, demo_folder, load_model
-from deltakv_jax.weights.folder import DTYPES
+from deltakv_jax.weights.load import EXPECTED, HUB
+from deltakv_jax.weights.storage import WEIGHTS
 
 WRONG_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -93,30 +94,36 @@ def positive(text: str) -> int:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--model` and `--dtype`, which `load` reads."""
+    """Adds `--model` and `--weights`, which `load` reads."""
     parser.add_argument(
         "--model",
-        metavar="demo|FOLDER",
+        metavar=f"demo|FOLDER|FILE.gguf|{HUB}OWNER/NAME",
         default="demo",
-        help="the model inside the package, or a Hugging Face folder of a Llama (%(default)s)",
+        help=f"the model inside the package, {EXPECTED} of the hub (%(default)s)",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default=None,
-        help="of the weights (default: the checkpoint's own on a GPU, f32 on a CPU)",
-    )
+    add_weights_argument(parser)
 
 
-def model_folder(text: str) -> Path:
-    """The folder that `--model` names."""
+def add_weights_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--weights`."""
+    parser.add_argument("--weights", choices=WEIGHTS, help=_WEIGHTS_HELP)
+
+
+_WEIGHTS_HELP = (
+    "what the matrices are stored as; native keeps a GGUF file's blocks packed (default: native "
+    "for a file with such blocks; otherwise f32 on a CPU, the file's own type on a GPU)"
+)
+
+
+def model_path(text: str, name: str = "--model") -> Path | str:
+    """What the argument `name` names, for `load_model`."""
     if text == "demo":
         return demo_folder()
-    if not Path(text).is_dir():
-        raise UserError(f"--model: no folder {text!r}; give demo or a Hugging Face folder")
-    return Path(text)
+    if not text.startswith(HUB) and not Path(text).exists():
+        raise UserError(f"{name}: there is no {text!r}; give demo, {EXPECTED}")
+    return text
 
 
 def load(options: argparse.Namespace) -> LoadedModel:
-    """The model that `--model` and `--dtype` ask for."""
-    return load_model(model_folder(options.model), dtype=options.dtype)
+    """The model that `--model` and `--weights` ask for."""
+    return load_model(model_path(options.model), options.weights)

@@ -112,9 +112,9 @@ def _findings(
     measured_on: dict[str, Text],
     evidence: Evidence,
 ) -> Findings:
-    dtype = [] if options.dtype is None else ["--dtype", options.dtype]
+    weights = [] if options.weights is None else ["--weights", options.weights]
     asked = Asked(
-        shlex.join(["--model", options.model, *dtype]),
+        shlex.join(["--model", options.model, *weights]),
         {text.name: shlex.quote(name) for name, text in measured_on.items()},
     )
     return findings.find(

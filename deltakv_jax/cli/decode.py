@@ -42,6 +42,7 @@ def make_parser(prog: str | None) -> arguments.OneLineParser:
     )
     arguments.add_model_arguments(parser)
     _add_prompt_arguments(parser)
+    _add_chat_arguments(parser)
     _add_cache_arguments(parser)
     _add_sampling_arguments(parser)
     parser.add_argument("--json", metavar="FILE|-", help="write text and figures; - is stdout")
@@ -56,6 +57,13 @@ def _add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|-",
         help="a UTF-8 file with one prompt, less the newline at its end; - is stdin",
     )
+
+
+def _add_chat_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--chat", action="store_true", help="put the model's chat template around each prompt")
+    add("--system", metavar="TEXT", help="of --chat: what the conversation begins with")
+    add("--special", action="store_true", help="special tokens in a prompt are no plain text")
 
 
 def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +108,7 @@ def decode(options: argparse.Namespace, say: Say) -> None:
 
 def request(options: argparse.Namespace) -> session.Request:
     """What the arguments ask for; raises UserError where they contradict each other."""
+    _check_chat(options)
     return session.Request(
         prompts=_prompts(options),
         spec=_spec(options),
@@ -109,7 +118,17 @@ def request(options: argparse.Namespace) -> session.Request:
         beyond_context=options.beyond_context,
         load_cache=options.load_cache,
         save_cache=options.save_cache,
+        special=options.special,
+        chat=options.chat,
+        system=options.system,
     )
+
+
+def _check_chat(options: argparse.Namespace) -> None:
+    if options.system is not None and not options.chat:
+        raise UserError("--system without --chat would change nothing")
+    if options.chat and options.load_cache is not None:
+        raise UserError("--chat with --load-cache: a template begins a conversation, at token 0")
 
 
 def _prompts(options: argparse.Namespace) -> tuple[str, ...]:

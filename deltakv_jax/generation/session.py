@@ -21,6 +21,7 @@ from deltakv_jax.generation.sampling import GREEDY, Sampling, sequence_keys
 from deltakv_jax.generation.saving import Prefilled
 from deltakv_jax.generation.steps import compile_prefill, empty_cache, prefill
 from deltakv_jax.weights import LoadedModel, Tokenizer
+from deltakv_jax.weights.tokenizers.chat import conversation
 
 DEFAULT_SPEC = "f16"
 
@@ -43,6 +44,9 @@ class Request:
       beyond_context: let a sequence exceed the model's context.
       load_cache: a folder that `save_cache` named before; the prompts follow what it holds.
       save_cache: where to save the cache after the prompts.
+      special: special tokens in the prompts are no plain text.
+      chat: the prompts are what a user says, and the model's chat template is put around them.
+      system: what the conversation begins with, for `chat`.
     """
 
     prompts: tuple[str, ...]
@@ -53,6 +57,9 @@ class Request:
     beyond_context: bool = False
     load_cache: Path | None = None
     save_cache: Path | None = None
+    special: bool = False
+    chat: bool = False
+    system: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +93,19 @@ def run(loaded: LoadedModel, request: Request, on_text: OnText, warn: Warn) -> O
     Raises:
       UserError: where a prompt or a saved cache does not fit the model, or logits are not finite.
     """
-    bos = request.load_cache is None
-    prompts = [loaded.tokenizer.encode(text, bos=bos) for text in request.prompts]
+    prompts = [_encode(loaded.tokenizer, request, text) for text in request.prompts]
     saved = _load(loaded, request.load_cache, request.spec) if request.load_cache else None
     end, prefilled = _prefill(loaded, request, prompts, saved, warn)
     if request.save_cache is not None:
         saving.save(request.save_cache, loaded.model, end)
     return _decode(loaded, request, end, prefilled, on_text)
+
+
+def _encode(tokenizer: Tokenizer, request: Request, prompt: str) -> list[int]:
+    if request.chat:
+        messages = conversation(prompt, request.system)
+        return tokenizer.encode_chat(messages, special=request.special)
+    return tokenizer.encode(prompt, bos=request.load_cache is None, special=request.special)
 
 
 def _load(loaded: LoadedModel, folder: Path, spec: KVSpec | None) -> Prefilled:
@@ -182,7 +195,7 @@ def _decode(
     texts.end()
     for number, stop in enumerate(decoded.stops, 1):
         if stop == Stop.NON_FINITE:
-            raise UserError(f"the logits of prompt {number} are not finite; try --dtype f32")
+            raise UserError(f"the logits of prompt {number} are not finite; try --weights f32")
     fed = int(np.sum(decoded.cache.lengths)) - before
     return Outcome(
         texts=texts.whole,

@@ -157,14 +157,16 @@ def test_every_damaged_file_is_refused_in_one_line(saved, tmp_path, harm):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from deltakv_jax.cache import checkpoint
+import orbax.checkpoint as ocp
+from deltakv_jax import checkpoint
+from deltakv_jax.cache.checkpoint import save_cache
 from tests.cache.test_checkpoint import MODEL, filled
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(*eval(sys.argv[2]), die)
-checkpoint.save_cache(Path(sys.argv[1]), filled("delta", seed=1), model=MODEL)
+save_cache(Path(sys.argv[1]), filled("delta", seed=1), model=MODEL)
 """
 
 
@@ -176,7 +178,7 @@ def save_and_be_killed(folder: Path, where: str) -> None:
     assert killed.returncode == -signal.SIGKILL
 
 
-WHERE = ("checkpoint.ocp.StandardCheckpointer, 'close'", "checkpoint, '_write_record'")
+WHERE = ("ocp.Checkpointer, 'close'", "checkpoint, '_write_record'", "checkpoint, '_sync'")
 
 
 @pytest.mark.parametrize("where", [*WHERE, "Path, 'rename'"])
@@ -190,7 +192,7 @@ def test_a_killed_save_leaves_the_cache_that_was_there(saved, where):
 
 
 def test_a_save_killed_before_the_old_cache_is_gone_has_replaced_it(saved):
-    where = "checkpoint, '_sync'"
+    where = "checkpoint.shutil, 'rmtree'"  # of the scratch folder, which by then has another name
     save_and_be_killed(saved, where)
     assert_same(load_cache(saved, model=MODEL)[0], filled("delta", seed=1))
 

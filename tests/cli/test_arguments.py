@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +35,7 @@ def test_an_unknown_option_is_named_with_its_neighbour(capsys):
 
 
 def test_an_option_like_no_other_gets_the_list(capsys):
-    assert "'--xyzzy'; known: --help --chunks --kv --model --dtype" in error_of(capsys, "--xyzzy")
+    assert "'--xyzzy'; known: --help --chunks --kv --model --weights" in error_of(capsys, "--xyzzy")
 
 
 def test_options_cannot_be_abbreviated(capsys):
@@ -48,8 +49,8 @@ def test_a_number_out_of_range_is_named(capsys, text):
     assert f"at least 1, got {text!r}" in error
 
 
-def test_a_wrong_dtype_gets_the_known_ones(capsys):
-    error = error_of(capsys, "--dtype", "f64")
+def test_wrong_weights_get_the_known_ones(capsys):
+    error = error_of(capsys, "--weights", "f64")
     assert all(name in error for name in ("f32", "bf16", "f16"))
 
 
@@ -81,13 +82,27 @@ def test_run_lets_a_fault_of_the_program_through():
         arguments.run(raising(ZeroDivisionError()), prog="tool")
 
 
-def test_a_missing_model_folder_is_named():
-    with pytest.raises(UserError, match="no folder 'nowhere'; give demo or"):
-        arguments.model_folder("nowhere")
+def test_a_missing_model_is_named():
+    with pytest.raises(UserError, match="there is no 'nowhere'; give demo, a Hugging Face folder"):
+        arguments.model_path("nowhere")
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path):
-    assert arguments.model_folder(str(tmp_path)) == tmp_path
+def test_a_path_and_a_name_of_the_hub_are_taken_as_they_are(tmp_path):
+    for text in (str(tmp_path), "hf:me/tiny", "hf:me/tiny@v1"):
+        assert arguments.model_path(text) == text
+
+
+def test_demo_is_the_model_in_the_package():
+    assert (Path(arguments.model_path("demo")) / "config.json").is_file()
+
+
+def test_model_and_weights_are_handed_on(monkeypatch):
+    asked = []
+    monkeypatch.setattr(arguments, "load_model", lambda *words: asked.append(words))
+    arguments.load(parser().parse_args(["--model", "hf:me/tiny", "--weights", "bf16"]))
+    arguments.load(parser().parse_args([]))
+    assert asked[0] == ("hf:me/tiny", "bf16")
+    assert asked[1][1] is None
 
 
 def test_a_pipe_that_closes_early_ends_the_command_quietly():

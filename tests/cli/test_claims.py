@@ -87,7 +87,7 @@ def test_another_model_gets_its_section_beside_the_first(here, no_runs):
 
 
 def test_commands_in_the_report_are_understood(here, no_runs):
-    assert claims.main(["--text", "a.txt", "--model", "my model", "--dtype", "f32"]) == 0
+    assert claims.main(["--text", "a.txt", "--model", "my model", "--weights", "f32"]) == 0
     parsers = {
         f"scripts/{module.__name__.split('.')[-1]}.py": module.make_parser
         for module in (claims, coherence, perplexity)
@@ -98,7 +98,7 @@ def test_commands_in_the_report_are_understood(here, no_runs):
                 python, script, *words = shlex.split(command)
                 options = parsers[script](None).parse_args(words)
                 assert python == "python"
-                assert (options.model, options.dtype) in [("my model", "f32"), ("FOLDER", None)]
+                assert (options.model, options.weights) in [("my model", "f32"), ("FOLDER", None)]
 
 
 @pytest.fixture

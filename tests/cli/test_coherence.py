@@ -57,7 +57,7 @@ def test_json_on_stdout_is_alone_there(tiny, shared, capsys):
         (["--ctx", "257"], "beyond the model's context of 256 tokens; --beyond-context"),
         (["--text", "absent.txt"], "--text absent.txt: No such file"),
         (["--text", "short.txt"], "fewer than one chunk of --ctx 256"),
-        (["--model", "absent"], "no folder 'absent'; give demo"),
+        (["--model", "absent"], "there is no 'absent'; give demo"),
         (["--json", "absent/out.json"], "--json absent/out.json: cannot write"),
         (["--plot", "absent/out.png"], "--plot absent/out.png: cannot write"),
         (["--plot", "out.txt"], "--plot out.txt: "),

@@ -4,12 +4,14 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tokenizers
 from flax import nnx
@@ -19,7 +21,7 @@ from deltakv_jax.cli import decode
 from deltakv_jax.cli.decode import main
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.model import Llama
-from deltakv_jax.weights import save_model
+from deltakv_jax.weights import save_model, storage
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "continuation.json").read_text())
@@ -206,9 +208,39 @@ def test_beyond_the_context_with_a_warning(run):
     assert result["sequences"][0]["stop"] == "limit"
 
 
+TEMPLATE = (
+    "{{ bos_token }}{% for one in messages %}{{ one.role }}:{{ one.content | trim }}"
+    "{{ eos_token }}{% endfor %}model:"
+)
+
+
+@pytest.fixture
+def chat(folder, tmp_path, run):
+    """Runs the command on that model with a chat template; how many tokens it was fed."""
+    shutil.copytree(folder, tmp_path / "chat")
+    config = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": TEMPLATE}
+    (tmp_path / "chat" / "tokenizer_config.json").write_text(json.dumps(config))
+    model = ("--model", str(tmp_path / "chat"), "--max-new-tokens", "1")
+    return lambda *words: run(*model, *words)["prefill"]["tokens"]
+
+
+def test_prompts_in_the_chat_template(chat):
+    """Every letter is a token, and so is a special one where it counts as such."""
+    both = chat("--chat", "--system", "Hi", "--prompt", "ab ", "--prompt", "a<eos>")
+    assert both == len("^system:Hi$user:ab$model:") + len("^system:Hi$user:a<eos>$model:")
+
+
+def test_special_tokens_in_a_prompt_count_only_where_asked_for(chat):
+    assert chat("--prompt", "a<eos>", "--prompt", "a", "--special") == len("^a$") + len("^a")
+    assert chat("--chat", "--prompt", "a<eos>", "--special") == len("^user:a$$model:")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("--prompt a --chat", "the model has no chat template"),
+        ("--prompt a --system b", "--system without --chat would change nothing"),
+        ("--prompt a --chat --load-cache b", "--chat with --load-cache: a template begins"),
         ("--prompt a --kv q3_0", "unknown KV format 'q3_0'"),
         ("--prompt a --delta-kv --delta-kv-interval 1", "takes a whole number of 2 or more"),
         ("--prompt a --delta-kv --delta-kv-interval x", "takes a whole number of 2 or more"),
@@ -227,7 +259,7 @@ def test_beyond_the_context_with_a_warning(run):
         ("--prompt-file nowhere.txt", "--prompt-file nowhere.txt: No such file or directory"),
         ("--prompt a --load-cache nowhere", "no saved cache in nowhere"),
         ("--prompt a --json nowhere/run.json", "cannot write in the folder 'nowhere'"),
-        ("--prompt a --dtype f8", "invalid choice: 'f8'"),
+        ("--prompt a --weights f8", "invalid choice: 'f8'"),
         (f"--prompt a --save-cache {ROOT}", "exists and is not a saved cache"),
         (f"--prompt {'a' * 64}", "the prompt has 65 tokens, more than the model's context of 64"),
     ],
@@ -274,14 +306,16 @@ def test_a_head_dim_that_the_format_cannot_hold(shared, capsys):
     assert capsys.readouterr().err.startswith("decode: delta needs a head_dim that is a multiple")
 
 
-def test_logits_beyond_the_range_of_the_weights(tmp_path, capsys):
+def test_logits_beyond_the_range_of_the_weights(tmp_path, capsys, monkeypatch):
+    """As on an accelerator, which multiplies float16 as it is."""
+    monkeypatch.setitem(storage.WEIGHTS, "f16", lambda _: storage.Dense(np.dtype(np.float16)))
     model = Llama(CONFIG, dtype=jnp.float32, rngs=nnx.Rngs(0))
     model.final_norm[...] = jnp.full_like(model.final_norm[...], 6e4)
     folder = Path(make_folder(tmp_path / "bytes", CONFIG))
     save_model(folder, model, folder / "bytes.json", bos="<bos>", eos="<eos>")
     words = ["--model", str(folder), "--prompt", "a", "--max-new-tokens", "3"]
-    assert main([*words, "--dtype", "f16"], prog="decode") == 2
-    message = "decode: the logits of prompt 1 are not finite; try --dtype f32"
+    assert main([*words, "--weights", "f16"], prog="decode") == 2
+    message = "decode: the logits of prompt 1 are not finite; try --weights f32"
     assert message in capsys.readouterr().err
     assert main(words) == 0
 

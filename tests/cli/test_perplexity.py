@@ -73,7 +73,7 @@ def test_beyond_the_context_with_leave_and_a_warning(tiny, capsys):
         (["--ctx", "257"], "beyond the model's context of 256 tokens; --beyond-context"),
         (["--text", "absent.txt"], "--text absent.txt: No such file"),
         (["--text", "short.txt"], "fewer than one chunk of --ctx 64"),
-        (["--model", "absent"], "no folder 'absent'; give demo"),
+        (["--model", "absent"], "there is no 'absent'; give demo"),
         (["--json", "absent/out.json"], "--json absent/out.json: cannot write"),
         (["--json", "."], "--json . is a folder"),
         (["--resume"], "--resume needs --json FILE"),
