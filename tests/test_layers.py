@@ -11,7 +11,7 @@ from deltakv_jax.codec.formats import FORMATS
 ROOT = Path(__file__).parents[1]
 ORDER = (
     ("errors",),
-    ("typed", "config"),
+    ("typed", "config", "checkpoint"),
     ("codec",),
     ("cache",),
     ("deltakv_pallas",),

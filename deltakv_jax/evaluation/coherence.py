@@ -168,7 +168,7 @@ def channel_means(captured: Iterable[np.ndarray]) -> Float64[np.ndarray, "l a k 
     for number, chunk in enumerate(captured, 1):
         of_chunk = chunk.sum(axis=-2, dtype=np.float64)
         if not np.isfinite(of_chunk).all():
-            raise UserError(f"K or V is not finite in chunk {number}; try --dtype f32")
+            raise UserError(f"K or V is not finite in chunk {number}; try --weights f32")
         total, tokens = total + of_chunk, tokens + chunk.shape[-2]
     return np.asarray(total / tokens)
 

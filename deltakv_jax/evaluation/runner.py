@@ -237,5 +237,5 @@ def _check_finite(chunk: int, scores: TokenScores, specs: Sequence[KVSpec]) -> N
         if not np.all(finite):
             raise UserError(
                 f"logits are not finite in chunk {chunk} with KV {spec}; "
-                "try a wider format or --dtype f32"
+                "try a wider format or --weights f32"
             )

@@ -36,7 +36,7 @@ def _random_llama() -> Llama:
 
 @functools.cache
 def _load(folder: Path) -> LoadedModel:
-    return load_model(folder, dtype="f32")
+    return load_model(folder, "f32")
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ class Letters(Tokenizer):
     def __init__(self):
         self.bos_id = BOS
 
-    def encode(self, text: str, *, bos: bool = True) -> list[int]:
+    def encode(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
+        del special
         return [BOS] * bos + [ord(letter) for letter in text]
 
 

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 
 from deltakv_jax.codec import parse_spec
 from deltakv_jax.errors import UserError
 from deltakv_jax.evaluation import results, runner, texts
 from deltakv_jax.evaluation.store import Store
-from deltakv_jax.weights import LoadedModel, Tokenizer
+from deltakv_jax.weights import LoadedModel, Tokenizer, demo_folder
 
 SPECS = tuple(map(parse_spec, ("f32", "delta:interval=8")))
 SETTINGS = runner.Settings(specs=SPECS, ctx=24)
@@ -61,7 +60,7 @@ def test_a_chunk_whose_logits_are_not_finite_is_named(random_llama, random_chunk
     broken, chunks = jax.tree.map(jnp.array, random_llama), random_chunks(4, 24)
     chunks.tokens[chunks.tokens == 95] = 0
     chunks.tokens[2, 5] = 95
-    broken.embedding[...] = broken.embedding[...].at[95].set(jnp.nan)
+    broken.embedding.kind[...] = broken.embedding.kind[...].at[95].set(jnp.nan)
     with pytest.raises(UserError, match=r"not finite in chunk 3 with KV f32"):
         measure(broken, chunks, dataclasses.replace(SETTINGS, batch=2))
 
@@ -79,10 +78,7 @@ TEXT = texts.Text("a.txt", "", "00")
 
 
 def named(model) -> LoadedModel:
-    letters = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
-    return LoadedModel(
-        "random", model.config, model, Tokenizer(letters, bos_id=None, eos_ids=frozenset())
-    )
+    return LoadedModel("random", model.config, model, Tokenizer.load(demo_folder()))
 
 
 def evaluated(random_llama, chunks, settings=SETTINGS, store=None, progress=lambda done: None):
