@@ -175,7 +175,7 @@ def killed(tiny, tmp_path):
     """Arguments of a run of 60 chunks that was killed after its first batches, and its JSON."""
     target = tmp_path / "out.json"
     words = [*tiny, "--chunks", "60", "--kv", "f16", "delta", "--batch", "2"]
-    words += ["--by-layer", "--json", str(target)]
+    words += ["--json", str(target)]
     script = [sys.executable, str(ROOT / "scripts" / "perplexity.py"), *words]
     process = subprocess.Popen(
         script, stdout=subprocess.DEVNULL, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'pallas'}"}

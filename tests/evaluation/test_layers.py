@@ -46,9 +46,8 @@ def relative(got, want) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
-@pytest.mark.parametrize("piece", [CTX, 16])
-def test_each_layer_has_its_own_errors(random_llama, tokens, piece):
-    squares = layer_squares(random_llama, tokens, specs=SPECS, piece=piece)
+def test_each_layer_has_its_own_errors(random_llama, tokens):
+    squares = layer_squares(random_llama, tokens, specs=SPECS, piece=16)
     got = np.sqrt(squares[..., 0] / squares[..., 1])
     rope = rope_tables(random_llama.config, jnp.arange(CTX)[None])
     still = rope_tables(random_llama.config, jnp.zeros((1, CTX), jnp.int32))
