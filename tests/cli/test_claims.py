@@ -110,6 +110,7 @@ def two_formats(monkeypatch):
     monkeypatch.setattr(on_model, "claims", lambda evidence, asked: [])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped(here, two_formats, monkeypatch, capsys):
     words = ["--text", "a.txt", "b.txt", "--chunks", "2"]
     assert claims.main([*words, "--out", "whole"]) == 0

@@ -41,6 +41,7 @@ def refuse(capsys):
     return refuse
 
 
+@pytest.mark.slow
 def test_the_other_commands_run_what_it_wrote(folder, tmp_path, capsys):
     dest = str(tmp_path / "dest")
     assert main(["convert", folder, dest, "--weights", "f16"]) == 0

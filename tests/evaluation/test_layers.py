@@ -1,5 +1,7 @@
 """Errors of each layer against a plain loop over the layers' own keys and values."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,19 +20,21 @@ def tokens(random_chunks):
     return jnp.asarray(random_chunks(1, CTX).tokens[0])
 
 
+@jax.jit
 def captured(model, tokens):
-    """(q, k, v) of each layer of the exact model, q and k before RoPE."""
-    seen = []
+    """q, k and v [l 1 t heads d] of the exact model, q and k before RoPE."""
 
-    def attend(layer, q, k, v, rope, cache):
-        seen.append((q, k, v))
-        return attend_plain(layer, q, k, v, rope, cache)
+    def attend(layer, q, k, v, rope, seen):
+        out, _ = attend_plain(layer, q, k, v, rope)
+        return out, [x.at[layer].set(new) for x, new in zip(seen, (q, k, v), strict=True)]
 
-    with jax.disable_jit():  # a scan over layers is then a loop
-        model.hidden(tokens[None], jnp.arange(CTX)[None], None, attend=attend)
-    return seen
+    config = model.config
+    heads = (config.heads, config.kv_heads, config.kv_heads)
+    empty = [jnp.zeros((config.layers, 1, CTX, count, config.head_dim)) for count in heads]
+    return model.hidden(tokens[None], jnp.arange(CTX)[None], empty, attend=attend)[1]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def stored(side, x):
     """x [1 t k d] as the format gives it back."""
     x = jnp.swapaxes(x, 1, 2)
@@ -52,7 +56,7 @@ def test_each_layer_has_its_own_errors(random_llama, tokens):
     rope = rope_tables(random_llama.config, jnp.arange(CTX)[None])
     still = rope_tables(random_llama.config, jnp.zeros((1, CTX), jnp.int32))
     still = still.__class__(rope.positions, still.cos, still.sin)  # rotated by nothing
-    for layer, (q, k, v) in enumerate(captured(random_llama, tokens)):
+    for layer, (q, k, v) in enumerate(zip(*captured(random_llama, tokens), strict=True)):
         k, q = apply_rope(k, rope), apply_rope(q, rope)
         exact, _ = attend_plain(layer, q, k, v, still)
         for spec, errors in zip(SPECS, got, strict=True):

@@ -7,7 +7,7 @@ from deltakv_jax.codec import parse_spec
 from deltakv_jax.evaluation import scoring
 
 CTX = 40
-FORMATS = ("f32", "f16", "q4_0", "delta:interval=8", "q8_0/delta")
+FORMATS = ("f32", "q4_0", "delta:interval=8")
 
 
 def hidden_of(model, tokens, spec: str, *, reads: str, piece: int = CTX) -> np.ndarray:

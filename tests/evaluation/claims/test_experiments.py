@@ -69,6 +69,7 @@ def test_a_text_without_a_chunk_is_an_error(random_llama):
         experiments.plan(loaded(random_llama, context=4096), [text("a", 300)], 10)
 
 
+@pytest.mark.slow
 def test_raw_reads_see_no_format_and_cache_true_ones_do(random_llama, few_programs):
     """The heart of the matter, on a random model."""
     told = []
