@@ -12,6 +12,7 @@ COMMANDS = {
     "coherence": "how much neighbouring keys and values of a model differ",
     "claims": "a verdict on each published claim, measured",
     "decode": "a prompt in, text out as it is made",
+    "compile_gpu": "machine code of the kernels for a GPU that is not at hand",
     "convert": "a model as a checkpoint of ready weights, quantised if you like",
 }
 

@@ -48,6 +48,8 @@ class Format:
       interval: tokens that are coded together as a group.
       chained: whether a value is the running sum of the terms of its group up to it. If not, it
         is its own term, and the interval is 1.
+      operand: the dtype in which a kernel may multiply what is stored. Float16 wherever its
+        rounding loses less than the format has lost, and its range holds the values.
       options: the words that a spec may add, with the smallest value of those that take one.
     """
 
@@ -56,6 +58,7 @@ class Format:
     interval: int = 1
 
     chained: ClassVar[bool] = False
+    operand: ClassVar[Any] = jnp.float16
     options: ClassVar[Mapping[str, int | None]] = {}
 
     def __str__(self) -> str:
@@ -164,6 +167,11 @@ class _Dense(_Independent):
 
     dtype: Any
 
+    @property
+    def operand(self) -> Any:
+        """The dtype of the values."""
+        return self.dtype
+
     def leaves(self, head_dim: int) -> dict[str, Leaf]:
         return {"values": Leaf("token", head_dim, self.dtype)}
 
@@ -183,6 +191,7 @@ class _BF16(_Independent):
     """
 
     name: str = "bf16"
+    operand: ClassVar = jnp.float32
 
     def leaves(self, head_dim: int) -> dict[str, Leaf]:
         return {"bits": Leaf("token", head_dim, jnp.uint16)}

@@ -1,0 +1,168 @@
+"""Attention to the packed cache as a kernel: each byte is read once, at its stored width.
+
+Flash-decoding (Dao et al., 2023): the context is split over programs, each with a running softmax
+over its own tiles, and a last step combines them. A program serves the query rows of one kv head,
+which share its loads. A format needs no kernel of its own: its `terms` unpack a tile, and a chain
+of differences is not undone. Inside a group q.r_t is q.base and the running sum of q.e_j, and
+sum_t p_t r_t is (sum of p) base and the e_j weighted with the reversed running sum of p.
+
+Letters: b sequences, k kv heads, c blocks of query rows, r rows of a block, s splits of the
+context, n tokens of a tile, p plane (see `Format.split`), w width of a plane, a power of two.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int32
+
+from deltakv_jax.cache import KVCache, slots
+from deltakv_jax.codec import Format, KVSpec
+from deltakv_jax.codec.hadamard import rotate
+from deltakv_jax.errors import UserError
+from deltakv_jax.typed import typed
+from deltakv_pallas.lowering import call, device_kind
+from deltakv_pallas.program import Cut, Inputs, Outputs, program
+from deltakv_pallas.side import Side, pad_last, power_of_two
+from deltakv_pallas.tuning import Tuning, decode_tuning
+
+_MATRIX_ROWS = 16
+"""Query rows that a matrix unit takes at least."""
+
+
+@typed
+def attend_pallas(
+    q: Float32[Array, "b t h d"],
+    positions: Int32[Array, "b t"],
+    cache: KVCache,
+    layer: Int32[Array, ""] | int,
+    *,
+    interpret: bool = False,
+    tuning: Tuning | None = None,
+) -> Float32[Array, "b t h d"]:
+    """What `attend_reference` computes, as a kernel over the packed leaves.
+
+    Products are taken in the formats' `operand` dtype, and summed in float32.
+
+    Args:
+      q: queries after RoPE.
+      positions: of each query; its own token is already written.
+      cache: the cache.
+      layer: the layer to read.
+      interpret: run the kernel as plain JAX, on any machine.
+      tuning: how to cut the work; by default the table's row for the device.
+
+    Raises:
+      UserError: where a format's interval is not a power of two.
+    """
+    kind_of, row = cache.layout.find(layer)
+    attend = functools.partial(_attend_kind, cache, tuning, interpret)
+    branches = [functools.partial(attend, kind) for kind in range(len(cache.stacks))]
+    return jax.lax.switch(kind_of, branches, row, q, positions)
+
+
+def _attend_kind(
+    cache: KVCache,
+    tuning: Tuning | None,
+    interpret: bool,
+    kind: int,
+    row: Array,
+    q: Array,
+    positions: Array,
+) -> Array:
+    spec, stack = cache.layout.kinds[kind], cache.stacks[kind]
+    _check(spec)
+    kv_heads = next(iter(stack.k.values())).shape[2]
+    heads = q.shape[2] // kv_heads
+    tuning = tuning or decode_tuning(device_kind(), _stored(spec), cache.head_dim, heads)
+    cut = _cut(cache, kind, tuning, q.shape)
+    rows = _to_rows(cut, rotate(q) if spec.k.rotate else q, kv_heads)
+    planes = tuple(pad_last(plane).astype(spec.k.operand) for plane in spec.k.split(rows))
+    columns = cut.k.columns(), cut.v.columns()
+    inputs = Inputs(row[None], _limits(cut, positions, heads), planes, stack.k, stack.v, *columns)
+    b, _, blocks = rows.shape[:3]
+    run = call(
+        functools.partial(program, cut),
+        _outputs(cut, (b, kv_heads, blocks)),
+        name="attend_packed",
+        grid=(b, kv_heads * blocks, cut.splits),
+        warps=tuning.warps,
+        stages=tuning.stages,
+        interpret=interpret,
+    )
+    out = _from_rows(cut, _combine(spec.v, run(inputs), cache.head_dim), q.shape)
+    return rotate(out) if spec.v.rotate else out
+
+
+def _outputs(cut: Cut, lead: tuple[int, ...]) -> Outputs:
+    """The shapes of what the programs write; `lead` is [b, k, c]."""
+    shape = lambda *last: jax.ShapeDtypeStruct((*lead, cut.splits, cut.rows, *last), jnp.float32)
+    return Outputs(tuple(shape(width) for width in cut.v.widths()), shape(), shape())
+
+
+def _cut(cache: KVCache, kind: int, tuning: Tuning, q_shape: tuple[int, ...]) -> Cut:
+    """The cut for queries [b, t, h, d] over one stack of a cache."""
+    spec, total, (b, t, h, d) = cache.layout.kinds[kind], slots(cache, kind), q_shape
+    kv_heads = next(iter(cache.stacks[kind].k.values())).shape[2]
+    tile = min(tuning.tile, 1 << (total.bit_length() - 1))
+    longest = max(spec.k.interval, spec.v.interval)
+    rows = max(_MATRIX_ROWS if tuning.matrix_units else 1, power_of_two(h // kv_heads))
+    queries = min(t, rows * kv_heads // h)
+    run = max(1, longest // tile)
+    programs = b * kv_heads * -(-t // queries)
+    splits = min(max(1, tuning.programs // programs), -(-total // (run * tile)))
+    k, v = (Side(side, d, tile) for side in (spec.k, spec.v))
+    return Cut(k, v, total, run, queries, rows, splits, tuning.matrix_units)
+
+
+def _stored(spec: KVSpec) -> str:
+    """The spec but for rotation, which the kernel does not see."""
+    sides = (dataclasses.replace(side, rotate=False) for side in (spec.k, spec.v))
+    return str(KVSpec(*sides))
+
+
+def _check(spec: KVSpec) -> None:
+    for side in (spec.k, spec.v):
+        if side.interval != power_of_two(side.interval):
+            raise UserError(
+                f"the kernels read intervals that are powers of two, {side} has "
+                f"{side.interval}; attention by xla reads it"
+            )
+
+
+def _to_rows(cut: Cut, q: Array, kv_heads: int) -> Array:
+    """[b, k, c, r, d], scaled: blocks of query tokens with the heads that read one kv head."""
+    b, t, h, d = q.shape
+    blocks = -(-t // cut.queries)
+    padded = jnp.pad(q * d**-0.5, ((0, 0), (0, blocks * cut.queries - t), (0, 0), (0, 0)))
+    grouped = padded.reshape(b, blocks, cut.queries, kv_heads, h // kv_heads, d)
+    rows = jnp.moveaxis(grouped, 3, 1).reshape(b, kv_heads, blocks, -1, d)
+    return jnp.pad(rows, [(0, 0)] * 3 + [(0, cut.rows - rows.shape[3]), (0, 0)])
+
+
+def _limits(cut: Cut, positions: Array, heads: int) -> Array:
+    """int32 [b, c, r]: the last token that each row sees, -1 for rows that are padding."""
+    b, t = positions.shape
+    blocks = -(-t // cut.queries)
+    padded = jnp.pad(positions, ((0, 0), (0, blocks * cut.queries - t)), constant_values=-1)
+    rows = jnp.repeat(padded.reshape(b, blocks, cut.queries), heads, axis=2)
+    return jnp.pad(rows, ((0, 0), (0, 0), (0, cut.rows - rows.shape[2])), constant_values=-1)
+
+
+def _combine(side: Format, splits: Outputs, head_dim: int) -> Array:
+    """[b, k, c, r, d]: the splits' softmaxes put together, in the stored frame."""
+    weights = jnp.exp(splits.m - jnp.max(splits.m, axis=3, keepdims=True))
+    total = jnp.sum(splits.l * weights, axis=3)
+    shares = weights / jnp.where(total > 0, total, 1)[:, :, :, None]  # rows of padding see nothing
+    mixed = (jnp.sum(plane * shares[..., None], axis=3) for plane in splits.acc)
+    widths = (len(plane) for plane in side.split(jnp.zeros(head_dim)))
+    return side.join(tuple(x[..., :width] for x, width in zip(mixed, widths, strict=True)))
+
+
+def _from_rows(cut: Cut, rows: Array, shape: tuple[int, ...]) -> Array:
+    b, t, h, d = shape
+    kv_heads, blocks = rows.shape[1:3]
+    kept = rows[:, :, :, : cut.queries * h // kv_heads]
+    grouped = kept.reshape(b, kv_heads, blocks, cut.queries, h // kv_heads, d)
+    return jnp.moveaxis(grouped, 1, 3).reshape(b, blocks * cut.queries, h, d)[:, :t]
