@@ -1,5 +1,6 @@
 """One function that rotates, writes and reads: the `attend` that a model is given."""
 
+import functools
 from typing import Literal
 
 import jax.numpy as jnp
@@ -10,8 +11,17 @@ from deltakv_jax.attention.rope import RopeTables, apply_rope
 from deltakv_jax.attention.tiled import attend_tiled
 from deltakv_jax.cache import KVCache, write
 from deltakv_jax.typed import typed
+from deltakv_pallas.decode import attend_pallas, timed_here
 
-Implementation = Literal["xla", "reference"]
+Implementation = Literal["xla", "pallas", "pallas-interpret", "reference"]
+
+READERS = {
+    "xla": attend_tiled,
+    "pallas": attend_pallas,
+    "pallas-interpret": functools.partial(attend_pallas, interpret=True),
+    "reference": attend_reference,
+}
+"""What reads the cache: (queries after RoPE, their positions, cache, layer) -> output."""
 
 
 @typed
@@ -24,7 +34,7 @@ def attend(
     cache: KVCache,
     *,
     counts: Int32[Array, " b"],
-    implementation: Implementation = "xla",
+    implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "b t h d"], KVCache]:
     """Writes the tokens of a step to one layer, then attends to what the cache holds.
 
@@ -38,7 +48,9 @@ def attend(
       rope: tables of the tokens' positions, which go on from `cache.lengths`.
       cache: the cache; its lengths are advanced later, once for all layers.
       counts: tokens of each sequence that are not padding.
-      implementation: "xla" reads packed tiles, "reference" reconstructs everything.
+      implementation: "xla" reads packed tiles in plain JAX, "pallas" is the GPU kernel,
+        "pallas-interpret" the same as plain JAX, and "reference" reconstructs everything. None
+        takes the kernel for a single token where it was timed on this device, or else "xla".
 
     Returns:
       The attention output in q's dtype, and the cache with the tokens written.
@@ -46,5 +58,11 @@ def attend(
     keys = apply_rope(k.astype(jnp.float32), rope)
     cache = write(cache, layer, keys, v, counts)
     queries = apply_rope(q.astype(jnp.float32), rope)
-    read = {"xla": attend_tiled, "reference": attend_reference}[implementation]
+    read = READERS[implementation or _suited(q, k, cache)]
     return read(queries, rope.positions, cache, layer).astype(q.dtype), cache
+
+
+def _suited(q: Array, k: Array, cache: KVCache) -> Implementation:
+    """What is known to be fast here."""
+    one_token = q.shape[1] == 1
+    return "pallas" if one_token and timed_here(cache, q.shape[2] // k.shape[2]) else "xla"

@@ -75,7 +75,7 @@ def _attend_kind(
     _check(spec)
     kv_heads = next(iter(stack.k.values())).shape[2]
     heads = q.shape[2] // kv_heads
-    tuning = tuning or decode_tuning(device_kind(), _stored(spec), cache.head_dim, heads)
+    tuning = tuning or _row(cache, kind, heads)
     cut = _cut(cache, kind, tuning, q.shape)
     rows = _to_rows(cut, rotate(q) if spec.k.rotate else q, kv_heads)
     planes = tuple(pad_last(plane).astype(spec.k.operand) for plane in spec.k.split(rows))
@@ -114,6 +114,22 @@ def _cut(cache: KVCache, kind: int, tuning: Tuning, q_shape: tuple[int, ...]) ->
     splits = min(max(1, tuning.programs // programs), -(-total // (run * tile)))
     k, v = (Side(side, d, tile) for side in (spec.k, spec.v))
     return Cut(k, v, total, run, queries, rows, splits, tuning.matrix_units)
+
+
+def timed_here(cache: KVCache, heads: int) -> bool:
+    """Whether the kernel was timed on this device for all formats of a cache.
+
+    Args:
+      cache: the cache.
+      heads: query heads that share a kv head.
+    """
+    return all(_row(cache, kind, heads).timed for kind in range(len(cache.stacks)))
+
+
+def _row(cache: KVCache, kind: int, heads: int) -> Tuning:
+    """The table's row for one stack of a cache on this device."""
+    spec = _stored(cache.layout.kinds[kind])
+    return decode_tuning(device_kind(), spec, cache.head_dim, heads)
 
 
 def _stored(spec: KVSpec) -> str:

@@ -21,6 +21,8 @@ class Tuning:
       stages: loads of the loop over tiles that are under way at once.
       matrix_units: whether the device has them.
       programs: programs that fill the device.
+      timed: whether the row was timed on the device; if not, the kernel runs only where it is
+        asked for by name.
       source: date, and how the row was found.
     """
 
@@ -33,12 +35,13 @@ class Tuning:
     stages: int = 1
     matrix_units: bool = True
     programs: int = 512
+    timed: bool = False
     source: str = ""
 
 
 _COMPILED = "2026-11-24, compiled for gfx906"
 
-_MI50 = Tuning("gfx906", matrix_units=False, programs=480)
+_MI50 = Tuning("gfx906", matrix_units=False, programs=480, source=_COMPILED)
 
 DECODE = (
     Tuning(source="2026-11-24, compiled for gfx90a, gfx942 and sm_90"),
@@ -65,6 +68,11 @@ DECODE = (
     replace(_MI50, spec="delta:interval=8", head_dim=128, heads=4, tile=16, warps=2),
     replace(_MI50, spec="delta:interval=8", head_dim=128, heads=8, tile=16, warps=8),
     replace(_MI50, spec="delta:interval=128", head_dim=64, heads=4, tile=16, warps=2),
+    replace(_MI50, spec="delta:interval=128", head_dim=64, heads=8, tile=16),
+    replace(_MI50, spec="delta:interval=128", head_dim=96, heads=4, tile=16),
+    replace(_MI50, spec="delta:interval=128", head_dim=96, heads=8, warps=8),
+    replace(_MI50, spec="delta:interval=128", head_dim=128, heads=4, tile=16),
+    replace(_MI50, spec="delta:interval=128", head_dim=128, heads=8, tile=16, warps=8),
 )
 
 

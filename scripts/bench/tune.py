@@ -2,8 +2,8 @@
 
     python scripts/bench/tune.py [--target gfx906] [--format delta]
 
-tries tiles, warps and stages for every format and shape, and prints the rows that beat the
-device's general row. On a GPU it times them. With `--target` it compiles them for a GPU that is not
+tries tiles, warps and stages for every format and shape. On a GPU it times them and prints the
+fastest row of each; with these in the table the kernel is taken unasked. With `--target` it compiles them for a GPU that is not
 at hand: a shape gets a row only where the general one spills registers or leaves no room for a
 second wave (more than 128 vector registers), and of those that do not, it gets the one with the
 fewest vector and local memory instructions for a token.
@@ -67,20 +67,26 @@ def as_written(row: Tuning, device: str) -> str:
 
 
 def best(shape: Shape, device: str, target: Target | None) -> Tuning | None:
-    """The cheapest row for a shape, None where the device's general row will do."""
+    """The cheapest row for a shape; None where a target's general row will do."""
     general = decode_tuning(device, "", 0, 0)
     cost, enough = (_timed, 0.0) if target is None else (_compiled(target), CROWDED)
     if (before := cost(shape, general)) < enough:
         return None
     costs = {row: cost(shape, row) for row in _rows(general)}
     cheapest = min(costs, key=lambda row: costs[row])
-    if costs[cheapest] >= GAIN * before:
+    if target is not None and costs[cheapest] >= GAIN * before:
         return None
     spec, head_dim, heads = shape
     how = f"timed on {device}" if target is None else f"compiled for {device}"
     source = f"{datetime.date.today()}, {how}"
     return dataclasses.replace(
-        cheapest, device=device, spec=spec, head_dim=head_dim, heads=heads, source=source
+        cheapest,
+        device=device,
+        spec=spec,
+        head_dim=head_dim,
+        heads=heads,
+        timed=target is None,
+        source=source,
     )
 
 

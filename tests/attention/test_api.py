@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deltakv_jax.attention import attend, attend_plain, rope_tables
+from deltakv_jax.attention import api, attend, attend_plain, rope_tables
 from deltakv_jax.cache import KVCache, advance, make_cache, read
 from deltakv_jax.codec import parse_spec
 from deltakv_jax.config import LlamaConfig
@@ -140,3 +140,20 @@ def test_an_unknown_implementation_is_refused():
             counts=jnp.array([1]),
             implementation="magic",  # type: ignore[arg-type]
         )
+
+
+@pytest.mark.parametrize(
+    ("count", "timed", "wanted"), [(1, True, "pallas"), (1, False, "xla"), (6, True, "xla")]
+)
+def test_the_kernel_is_taken_unasked_where_it_was_timed(monkeypatch, count, timed, wanted):
+    """For one token: nothing says yet that it is faster for many."""
+    taken = []
+    note = lambda name: lambda q, *rest: (taken.append(name), q)[1]
+    monkeypatch.setattr(api, "READERS", {name: note(name) for name in api.READERS})
+    monkeypatch.setattr(
+        api, "timed_here", lambda cache, heads: timed and heads == HEADS // KV_HEADS
+    )
+    rope = rope_tables(CONFIG, jnp.tile(jnp.arange(count), (2, 1)))
+    q, k, v = map(jnp.array, tokens(count))
+    attend(1, q, k, v, rope, empty(), counts=jnp.array([count, count]))
+    assert taken == [wanted]
