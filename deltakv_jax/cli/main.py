@@ -12,6 +12,7 @@ COMMANDS = {
     "coherence": "how much neighbouring keys and values of a model differ",
     "claims": "a verdict on each published claim, measured",
     "decode": "a prompt in, text out as it is made",
+    "plan": "what a run takes on each device, before anything is loaded",
     "convert": "a model as a checkpoint of ready weights, quantised if you like",
 }
 
