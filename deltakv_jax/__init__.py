@@ -18,7 +18,8 @@ From a prompt to tokens, one step at a time:
     print(dk.bits_per_value(cache), "bits per value,", dk.cache_bytes(cache), "bytes")
 
 Every step donates its cache: use the one that it returns. `decode` does the whole loop in one
-compiled program, with sampling, a batch and text as it is made.
+compiled program, with sampling, a batch and text as it is made. A model that is loaded with
+`mesh=dk.make_mesh({"tensor": 4})` lies on four devices; the functions take that mesh too.
 """
 
 import importlib
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from deltakv_jax.generation.decode import Decoded, Stop, decode
     from deltakv_jax.generation.sampling import Sampling, make_sampling, sequence_keys
     from deltakv_jax.generation.steps import decode_step, empty_cache, prefill
+    from deltakv_jax.parallel.mesh import make_mesh
     from deltakv_jax.weights import LoadedModel, demo_folder, load_model
 
 # Where each public name is. It is imported when first asked for: `deltakv --help` needs no JAX.
@@ -51,6 +53,7 @@ _HOMES = {
     "generation.decode": ("Decoded", "Stop", "decode"),
     "generation.sampling": ("Sampling", "make_sampling", "sequence_keys"),
     "generation.steps": ("decode_step", "empty_cache", "prefill"),
+    "parallel.mesh": ("make_mesh",),
     "weights": ("LoadedModel", "demo_folder", "load_model"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -72,6 +75,7 @@ __all__ = [
     "empty_cache",
     "load_model",
     "make_cache",
+    "make_mesh",
     "make_sampling",
     "parse_spec",
     "prefill",

@@ -24,7 +24,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding, SingleDeviceSharding
 from jaxtyping import Array
 
 from deltakv_jax.errors import UserError
@@ -32,6 +35,7 @@ from deltakv_jax.errors import UserError
 _RECORD = "record.json"
 _ARRAYS = "arrays"
 _PARTIAL = ".partial-"
+_RANDOM = 8  # letters that `tempfile` adds
 _CHUNK = 1 << 26  # bytes of an array that are compressed, or expanded, at a time by one thread
 _GB = 10**9
 
@@ -70,19 +74,28 @@ def save(
     """
     check_folder(folder, kind)
     with _one_line(f"cannot save a {kind.name} in {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        old = list(folder.iterdir())
-        number = max(_versions(folder), default=-1) + 1
+        first = jax.process_index() == 0  # which alone does what is not done by shards
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
         with _scratch(folder) as version:
-            write(version)
+            if first:
+                write(version)
             _write_arrays(version / _ARRAYS, arrays)
-            kinds = {name: [list(x.shape), str(x.dtype)] for name, x in arrays.items()}
-            _write_record(version, kind, {**record, "arrays": kinds})
-            version.rename(folder / str(number))
-        _sync(folder)
-        for path in old:
-            with _scratch(folder) as partial:  # a version lacks nothing as long as it has its name
-                path.rename(partial / path.name)
+            if first:
+                kinds = {name: [list(x.shape), str(x.dtype)] for name, x in arrays.items()}
+                _write_record(version, kind, {**record, "arrays": kinds})
+                _replace(folder, version)
+        multihost_utils.sync_global_devices("saved")
+
+
+def _replace(folder: Path, version: Path) -> None:
+    """Makes `version` that of `folder`, and only then removes what was there."""
+    old = [path for path in folder.iterdir() if path != version]
+    version.rename(folder / str(max(_versions(folder), default=-1) + 1))
+    _sync(folder)
+    for path in old:
+        with _scratch_of_one(folder) as partial:  # a version lacks nothing while it has its name
+            path.rename(partial / path.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +111,18 @@ class Saved:
     path: Path
     record: Mapping[str, Any]
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self, where: Callable[[str, int], Sharding] | None = None) -> dict[str, Array]:
         """The arrays, bit for bit, after a check of every file.
 
-        They go straight to where the abstract arrays say: to the default device.
+        Args:
+          where: of an array's name and its number of axes, where it goes straight to; None for the
+            default device.
         """
         _check_files(self.path, self.record["files"])
-        where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        where = where or (lambda name, ndim: here)
         shapes = {
-            name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=where)
+            name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=where(name, len(shape)))
             for name, (shape, dtype) in self.record["arrays"].items()
         }
         with _orbax(shapes) as checkpointer:
@@ -168,12 +184,30 @@ def _one_line(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
+    """The same new folder for every process, made and removed by the first one."""
+    if jax.process_index() == 0:
+        with _scratch_of_one(folder) as path:
+            yield folder / _told(path.name)
+    else:
+        yield folder / _told(_PARTIAL + _RANDOM * " ")
+
+
+@contextlib.contextmanager
+def _scratch_of_one(folder: Path) -> Iterator[Path]:
     """A new folder whose name says that it is not a version; gone at the end, or renamed."""
     path = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=folder))
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _told(name: str) -> str:
+    """The name that the first process has, which is as long in all of them."""
+    if jax.process_count() == 1:
+        return name
+    letters = np.frombuffer(name.encode(), np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(letters)).tobytes().decode()
 
 
 def _versions(folder: Path) -> list[int]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 EVALUATION = "deltakv_jax/evaluation"
+PARALLEL = "tests/parallel"
 IGNORED = (".*", "__pycache__", "*.progress", "results")
 
 
@@ -54,7 +55,7 @@ FAULTS = (
     Fault(
         "each prediction is compared with its own token, not the next",
         f"{EVALUATION}/scoring.py",
-        (("(states, tokens[first + 1 :])", "(states, tokens[first:-1])"),),
+        (("tokens.reshape(ctx)[first + 1 :]", "tokens.reshape(ctx)[first:-1]"),),
         "tests/evaluation/test_scoring.py::test_scores_are_those_of_the_full_distributions",
     ),
     Fault(
@@ -98,8 +99,9 @@ FAULTS = (
         f"{EVALUATION}/scoring.py",
         (
             (
-                "logits = [model.logits(h) for h in at[0]]",
-                "logits = [model.logits(h).astype(jnp.float16).astype(jnp.float32) for h in at[0]]",
+                "logits = [model.logits(h, on) for h in at[0]]",
+                "logits = [model.logits(h, on).astype(jnp.float16) for h in at[0]]\n"
+                "            logits = [one.astype(jnp.float32) for one in logits]",
             ),
         ),
         "tests/evaluation/test_scoring.py::test_scores_are_those_of_the_full_distributions",
@@ -181,6 +183,84 @@ FAULTS = (
             ),
         ),
         "tests/evaluation/test_runner.py::test_bits_per_value_of_delta",
+    ),
+    Fault(
+        "on a mesh the attention's output is not summed",
+        "deltakv_jax/model/llama.py",
+        (("x = x + collectives.reduce(mixed)", "x = x + mixed"),),
+        f"{PARALLEL}/test_model.py::test_logits_and_tokens_are_those_of_one_device",
+    ),
+    Fault(
+        "on a mesh every device adds a row of the embedding",
+        "deltakv_jax/parallel/collectives.py",
+        (("jnp.where(here[..., None], rows, 0)", "rows"),),
+        f"{PARALLEL}/test_model.py::test_logits_and_tokens_are_those_of_one_device",
+    ),
+    Fault(
+        "on a mesh every device hands over each step",
+        "deltakv_jax/generation/decode.py",
+        (("return jax.lax.cond(speaks(mesh), call, lambda: jnp.array(True))", "return call()"),),
+        f"{PARALLEL}/test_model.py::test_logits_and_tokens_are_those_of_one_device",
+    ),
+    Fault(
+        "on a mesh sums are made by gathering their terms",
+        "deltakv_jax/parallel/collectives.py",
+        (
+            (
+                "return jax.lax.psum(x, TENSOR)",
+                "return jnp.sum(jax.lax.all_gather(x, TENSOR), axis=0)",
+            ),
+        ),
+        f"{PARALLEL}/test_model.py::test_a_step_meets_where_the_design_says_and_nowhere_else",
+    ),
+    Fault(
+        "on a mesh one matrix lies whole on every device",
+        "deltakv_jax/parallel/sharding.py",
+        (('"down": ("layers", "width", "ffn")', '"down": ("layers", "width", "width")'),),
+        f"{PARALLEL}/test_sharding.py::test_each_device_holds_a_quarter_of_every_matrix",
+    ),
+    Fault(
+        "on a mesh the cache lies whole on every device",
+        "deltakv_jax/parallel/placement.py",
+        (
+            (
+                "where = shardings(mesh, cache_specs(jax.eval_shape(make, *arguments)))",
+                "where = None",
+            ),
+        ),
+        f"{PARALLEL}/test_sharding.py::test_each_device_holds_a_quarter_of_the_cache",
+    ),
+    Fault(
+        "on a mesh a device is given the rows of another",
+        "deltakv_jax/weights/filling.py",
+        (("first = part * held + start", "first = part * size + start"),),
+        f"{PARALLEL}/test_loading.py::test_blocks_of_every_type_come_out_as_on_one_device",
+    ),
+    Fault(
+        "on a mesh a model is loaded whole, and then split",
+        "deltakv_jax/weights/filling.py",
+        (
+            (
+                "return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings="
+                "NamedSharding(mesh, spec))()",
+                "return jax.device_put("
+                "jnp.zeros(shape, dtype), NamedSharding(mesh, PartitionSpec()))",
+            ),
+        ),
+        f"{PARALLEL}/test_loading.py::"
+        "test_no_host_has_more_than_a_matrix_and_no_device_more_than_its_share",
+    ),
+    Fault(
+        "a cache is restored on every device whole",
+        "deltakv_jax/cache/checkpoint.py",
+        (("leaves.get(name, extra)", "extra"),),
+        f"{PARALLEL}/test_saving.py::test_a_cache_goes_to_a_mesh_of_any_shape",
+    ),
+    Fault(
+        "every process prints",
+        "deltakv_jax/cli/mesh.py",
+        (("if processes.is_first() else _silence()", "if True else _silence()"),),
+        "tests/cli/test_mesh.py::test_two_processes_of_two_devices_give_the_same_tokens",
     ),
 )
 

@@ -1,10 +1,11 @@
 """A cache on disk: its arrays, and a record of the model, the specs and the sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Sharding
 from jaxtyping import Array
 
 from deltakv_jax import checkpoint
@@ -14,6 +15,8 @@ from deltakv_jax.codec import parse_spec
 from deltakv_jax.errors import UserError
 
 KIND = Kind("cache", version=1)
+
+Where = Callable[[KVCache], tuple[KVCache, Sharding]]
 
 
 def save_cache(
@@ -38,8 +41,16 @@ def save_cache(
     checkpoint.save(folder, KIND, arrays, _describe(cache, model))
 
 
-def load_cache(folder: Path, *, model: Mapping[str, Any]) -> tuple[KVCache, dict[str, Array]]:
+def load_cache(
+    folder: Path, *, model: Mapping[str, Any], where: Where | None = None
+) -> tuple[KVCache, dict[str, Array]]:
     """The cache and the extra arrays that `save_cache` put into `folder`, bit for bit.
+
+    Args:
+      folder: where they are.
+      model: as `save_cache` was given it.
+      where: of a cache of shapes, where its leaves go straight to, a tree like it, and where the
+        extra arrays do; None for the default device.
 
     Raises:
       UserError: where there is none, or it is damaged, of another format version, or of a model
@@ -48,7 +59,8 @@ def load_cache(folder: Path, *, model: Mapping[str, Any]) -> tuple[KVCache, dict
     saved = checkpoint.open_saved(folder, KIND)
     with checkpoint.reading(folder, KIND):
         _check_model(folder, saved.record["model"], dict(model))
-        return _restore(saved.record, saved.arrays())
+        template = jax.eval_shape(lambda: _empty(saved.record))
+        return _restored(template, saved.arrays(where and _by_name(*where(template))))
 
 
 def check_folder(folder: Path) -> None:
@@ -56,7 +68,7 @@ def check_folder(folder: Path) -> None:
     checkpoint.check_folder(folder, KIND)
 
 
-def _named_arrays(cache: KVCache) -> dict[str, Array]:
+def _named_arrays(cache: KVCache) -> dict[str, Any]:
     """Every leaf by its path, as in `stacks.0.k.codes`: names that stay when the order changes."""
     leaves = jax.tree_util.tree_leaves_with_path(cache)
     return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
@@ -83,10 +95,13 @@ def _check_model(folder: Path, saved: dict, given: dict) -> None:
             )
 
 
-def _restore(
-    record: Mapping[str, Any], arrays: dict[str, Array]
-) -> tuple[KVCache, dict[str, Array]]:
-    template = jax.eval_shape(lambda: _empty(record))
+def _by_name(cache: KVCache, extra: Sharding) -> Callable[[str, int], Sharding]:
+    """Where each array goes, by its name."""
+    leaves = _named_arrays(cache)
+    return lambda name, ndim: leaves.get(name, extra)
+
+
+def _restored(template: KVCache, arrays: dict[str, Array]) -> tuple[KVCache, dict[str, Array]]:
     names = _named_arrays(template)
     cache = jax.tree.unflatten(jax.tree.structure(template), [arrays.pop(name) for name in names])
     return cache, {name.removeprefix("extra."): x for name, x in arrays.items()}

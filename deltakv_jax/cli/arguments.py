@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from jax.sharding import Mesh
+
 from deltakv_jax.errors import UserError
 from deltakv_jax.weights import LoadedModel, demo_folder, load_model
 from deltakv_jax.weights.load import EXPECTED, HUB
@@ -124,6 +126,6 @@ def model_path(text: str, name: str = "--model") -> Path | str:
     return text
 
 
-def load(options: argparse.Namespace) -> LoadedModel:
-    """The model that `--model` and `--weights` ask for."""
-    return load_model(model_path(options.model), options.weights)
+def load(options: argparse.Namespace, mesh: Mesh | None = None) -> LoadedModel:
+    """The model that `--model` and `--weights` ask for, over the devices of a mesh."""
+    return load_model(model_path(options.model), options.weights, mesh)

@@ -13,13 +13,14 @@ from typing import Any, TextIO
 
 from deltakv_jax.cache import bits_per_value, cache_bytes
 from deltakv_jax.cache.checkpoint import check_folder
-from deltakv_jax.cli import arguments
+from deltakv_jax.cli import arguments, mesh
 from deltakv_jax.codec import KVSpec, parse_spec
 from deltakv_jax.errors import UserError
 from deltakv_jax.evaluation import files, report
 from deltakv_jax.generation import session
 from deltakv_jax.generation.decode import Stop
 from deltakv_jax.generation.sampling import Sampling, make_sampling
+from deltakv_jax.parallel import processes
 from deltakv_jax.weights import LoadedModel
 
 DEMO_PROMPT = "The for statement is used to"
@@ -41,6 +42,7 @@ def make_parser(prog: str | None) -> arguments.OneLineParser:
         prog, description="Goes on from a prompt, with the KV cache in the format of your choice."
     )
     arguments.add_model_arguments(parser)
+    mesh.add_mesh_arguments(parser)
     _add_prompt_arguments(parser)
     _add_chat_arguments(parser)
     _add_cache_arguments(parser)
@@ -95,15 +97,17 @@ def decode(options: argparse.Namespace, say: Say) -> None:
     """Writes the text, the figures and the files that were asked for."""
     wanted = request(options)
     _check_targets(options)
-    loaded = arguments.load(options)
-    # stdout is for the JSON alone where it is asked for there
-    pages = _Pages(sys.stderr if options.json == "-" else sys.stdout, wanted.prompts)
-    outcome = session.run(loaded, wanted, pages.add, say)
-    for line in _stop_lines(outcome):
-        say(line)
-    figures = _report(loaded, wanted.prompts, outcome)
-    print(_figures(figures), file=sys.stderr)
-    _write_json(options.json, figures)
+    with mesh.opened(options) as devices:
+        loaded = arguments.load(options, devices)
+        # stdout is for the JSON alone where it is asked for there
+        pages = _Pages(sys.stderr if options.json == "-" else sys.stdout, wanted.prompts)
+        outcome = session.run(loaded, wanted, pages.add, say)
+        for line in _stop_lines(outcome):
+            say(line)
+        figures = _report(loaded, wanted.prompts, outcome)
+        print(_figures(figures), file=sys.stderr)
+        if processes.is_first():
+            _write_json(options.json, figures)
 
 
 def request(options: argparse.Namespace) -> session.Request:
@@ -244,7 +248,7 @@ def _report(
         "bits_per_value": bits_per_value(outcome.cache),
         "kv_bytes": cache_bytes(outcome.cache),
         "kv_bytes_f16": session.f16_bytes(outcome.cache),
-        **report.surroundings(),
+        **report.surroundings(loaded.mesh),
     }
 
 

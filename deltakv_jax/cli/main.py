@@ -13,6 +13,7 @@ COMMANDS = {
     "claims": "a verdict on each published claim, measured",
     "decode": "a prompt in, text out as it is made",
     "compile_gpu": "machine code of the kernels for a GPU that is not at hand",
+    "plan": "what a run takes on each device, before anything is loaded",
     "convert": "a model as a checkpoint of ready weights, quantised if you like",
 }
 

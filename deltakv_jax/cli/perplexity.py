@@ -4,12 +4,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from jax.sharding import Mesh
 from rich.console import Console
 
-from deltakv_jax.cli import arguments, measuring, progress
+from deltakv_jax.cli import arguments, measuring, mesh, progress
 from deltakv_jax.errors import UserError
 from deltakv_jax.evaluation import plots, protocol, report, runner, scoring, texts
 from deltakv_jax.evaluation.results import Run
+from deltakv_jax.parallel import processes
+from deltakv_jax.parallel.mesh import named
 from deltakv_jax.weights import LoadedModel
 
 
@@ -27,6 +30,7 @@ def make_parser(prog: str | None) -> arguments.OneLineParser:
         prog, description="Perplexity of a Llama under KV cache formats, on the same tokens."
     )
     arguments.add_model_arguments(parser)
+    mesh.add_mesh_arguments(parser)
     measuring.add_text_argument(parser)
     measuring.add_protocol_argument(parser)
     add = parser.add_argument
@@ -53,17 +57,27 @@ def perplexity(options: argparse.Namespace, say: measuring.Say) -> None:
     measuring.check_json(options)
     if options.by_layer and options.reads != "cache":
         raise UserError("--by-layer measures what the cache holds: leave out --reads raw")
+    if options.distributed and options.resume:
+        raise UserError("--resume with --distributed: several processes keep no checkpoints")
     pictures = _pictures(options)
     measured_on = [texts.load_text(name) for name in options.text]
-    loaded = arguments.load(options)
-    settings = _settings(options, loaded, say)
-    # stdout is for the JSON alone where it is asked for there
-    out = measuring.console(stderr=options.json == "-")
-    runs = [
-        _run(options, number, loaded, text, settings, out, say)
-        for number, text in enumerate(measured_on, 1)
-    ]
-    measuring.write_json(options.json, report.to_json(runs))
+    with mesh.opened(options) as devices:
+        loaded = arguments.load(options, devices)
+        settings = _settings(options, loaded, say)
+        # stdout is for the JSON alone where it is asked for there
+        out = measuring.console(stderr=options.json == "-")
+        runs = [
+            _run(options, number, loaded, text, settings, out, say)
+            for number, text in enumerate(measured_on, 1)
+        ]
+        if processes.is_first():
+            _write(options, runs, devices, pictures)
+
+
+def _write(
+    options: argparse.Namespace, runs: Sequence[Run], devices: Mesh | None, pictures: list[Path]
+) -> None:
+    measuring.write_json(options.json, report.to_json(runs, devices))
     for run, path in zip(runs, pictures, strict=bool(pictures)):
         plots.save(plots.formats_figure(run), path)
 
@@ -78,8 +92,10 @@ def _run(
     say: measuring.Say,
 ) -> Run:
     chunks = runner.cut(loaded, text, settings)
-    out.print(_headline(loaded.name, text.name, chunks, settings))
-    checkpoints = measuring.open_store(options, number, loaded, text, settings, say)
+    out.print(_headline(loaded, text.name, chunks, settings))
+    checkpoints = None
+    if not options.distributed:
+        checkpoints = measuring.open_store(options, number, loaded, text, settings, say)
     with progress.shown(len(chunks.tokens) * len(settings.specs), "chunks x formats") as advance:
         run = runner.evaluate(loaded, text, chunks, settings, advance, checkpoints)
     out.print(report.table(run), report.details(run), sep="\n")
@@ -122,7 +138,10 @@ def _pictures(options: argparse.Namespace) -> list[Path]:
     return paths
 
 
-def _headline(model: str, text: str, chunks: protocol.Chunks, settings: runner.Settings) -> str:
+def _headline(
+    loaded: LoadedModel, text: str, chunks: protocol.Chunks, settings: runner.Settings
+) -> str:
+    model = loaded.name if loaded.mesh is None else f"{loaded.name}, {named(loaded.mesh.shape)},"
     route = "one token at a time" if settings.sequential else "whole chunks"
     reads = "" if settings.reads == "cache" else "; attention reads RAW tokens: NOT cache-true"
     return (

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int32
 
 from deltakv_jax.attention import RopeTables, attend
@@ -16,7 +17,9 @@ from deltakv_jax.cache import KVCache, advance, read
 from deltakv_jax.codec import KVSpec, parse_spec
 from deltakv_jax.evaluation.scoring import cut_in_pieces
 from deltakv_jax.generation.steps import empty_cache
-from deltakv_jax.model import Llama
+from deltakv_jax.model import Collectives, Llama
+from deltakv_jax.parallel.collectives import collectives_on, spread
+from deltakv_jax.parallel.sharding import BATCH, cache_specs, model_specs
 from deltakv_jax.typed import typed
 
 
@@ -34,40 +37,49 @@ class _Beside(NamedTuple):
     squares: Array
 
 
-@functools.partial(jax.jit, static_argnames=("specs", "piece"))
+@functools.partial(jax.jit, static_argnames=("specs", "piece", "mesh"))
 @typed
 def layer_squares(
-    model: Llama, tokens: Int32[Array, " ctx"], *, specs: tuple[KVSpec, ...], piece: int
-) -> Float32[Array, "f l 3 2"]:
+    model: Llama,
+    tokens: Int32[Array, "*data ctx"],
+    *,
+    specs: tuple[KVSpec, ...],
+    piece: int,
+    mesh: Mesh | None = None,
+) -> Float32[Array, "*data f l 3 2"]:
     """Summed squares of the errors and of the exact values, of K, V and the attention output.
 
     Args:
       model: the weights.
-      tokens: one chunk.
+      tokens: one chunk, or on a mesh one for each row of devices.
       specs: the formats.
       piece: tokens fed at once.
+      mesh: the devices that share the model.
     """
-    make = lambda spec: empty_cache(model.config, spec, capacity=len(tokens))
+    on, ctx, layers = collectives_on(mesh), tokens.shape[-1], model.config.layers
 
-    def feed(beside: _Beside, at: tuple[Array, Array]) -> tuple[_Beside, None]:
-        return _feed(model, *at, beside), None
+    def run(model: Llama, tokens: Array, exact: KVCache, caches: tuple[KVCache, ...]) -> Array:
+        def feed(beside: _Beside, at: tuple[Array, Array]) -> tuple[_Beside, None]:
+            return _feed(model, *at, beside, on), None
 
-    empty = _Beside(
-        make(parse_spec("f32")),
-        tuple(map(make, specs)),
-        jnp.zeros((len(specs), model.config.layers, 2)),
-    )
-    beside, _ = jax.lax.scan(feed, empty, cut_in_pieces(tokens, piece))
-    stored = jax.lax.map(
-        lambda layer: _stored_squares(layer, beside), jnp.arange(model.config.layers)
-    )
-    return jnp.concatenate([jnp.moveaxis(stored, 0, 1), beside.squares[:, :, None]], axis=2)
+        empty = _Beside(exact, caches, jnp.zeros((len(specs), layers, 2)))
+        beside, _ = jax.lax.scan(feed, empty, cut_in_pieces(tokens.reshape(ctx), piece))
+        stored = jax.lax.map(lambda layer: _stored_squares(layer, beside), jnp.arange(layers))
+        stored = jnp.moveaxis(stored, 0, 1)
+        squares = jnp.concatenate([stored, beside.squares[:, :, None]], axis=2)
+        return on.reduce(squares).reshape(*tokens.shape[:-1], *squares.shape)
+
+    make = lambda spec: empty_cache(model.config, spec, capacity=ctx, batch=tokens.size // ctx)
+    exact, caches = make(parse_spec("f32")), tuple(map(make, specs))
+    cached = (cache_specs(exact), tuple(map(cache_specs, caches)))
+    inputs = (model_specs(model), BATCH, *cached)
+    return spread(mesh, run, inputs, BATCH)(model, tokens, exact, caches)
 
 
-def _feed(model: Llama, tokens: Array, counts: Array, beside: _Beside) -> _Beside:
+def _feed(model: Llama, tokens: Array, counts: Array, beside: _Beside, on: Collectives) -> _Beside:
     positions = beside.exact.lengths[:, None] + jnp.arange(tokens.shape[1])
     beside_each = functools.partial(_attend_beside, counts=counts)
-    _, beside = model.hidden(tokens, positions, beside, attend=beside_each)
+    _, beside = model.hidden(tokens, positions, beside, attend=beside_each, collectives=on)
     caches = tuple(advance(cache, counts) for cache in beside.caches)
     return beside._replace(exact=advance(beside.exact, counts), caches=caches)
 

@@ -6,11 +6,13 @@ import platform
 from collections.abc import Sequence
 
 import jax
+from jax.sharding import Mesh
 from rich import box
 from rich.table import Table
 
 import deltakv_jax
 from deltakv_jax.evaluation.results import Row, Run
+from deltakv_jax.parallel.mesh import named
 
 COLUMNS = ("KV", "perplexity", "change %", "KLD", "top %", "bits", "bytes", "tok/s")
 LAYERS = "Relative error of K / V / attention output in each layer, in percent:"
@@ -96,21 +98,22 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def document(runs: Sequence[Run]) -> dict:
+def document(runs: Sequence[Run], mesh: Mesh | None = None) -> dict:
     """All runs and what they were made with, as plain values for JSON."""
-    return {"runs": [dataclasses.asdict(run) for run in runs], **surroundings()}
+    return {"runs": [dataclasses.asdict(run) for run in runs], **surroundings(mesh)}
 
 
-def surroundings() -> dict[str, str]:
-    """What figures were made with: the device and the versions."""
+def surroundings(mesh: Mesh | None = None) -> dict[str, str]:
+    """What figures were made with: the device, or the mesh of such, and the versions."""
     return {
         "device": jax.devices()[0].device_kind,
+        **({} if mesh is None else {"mesh": named(mesh.shape)}),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "version": deltakv_jax.__version__,
     }
 
 
-def to_json(runs: Sequence[Run]) -> str:
+def to_json(runs: Sequence[Run], mesh: Mesh | None = None) -> str:
     """`document` as text; a figure that JSON cannot hold (NaN) is an error."""
-    return json.dumps(document(runs), indent=2, allow_nan=False) + "\n"
+    return json.dumps(document(runs, mesh), indent=2, allow_nan=False) + "\n"

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import deltakv_jax
 from deltakv_jax.codec import KVSpec, parse_spec
@@ -21,7 +23,12 @@ from deltakv_jax.evaluation.store import Store
 from deltakv_jax.evaluation.texts import Text
 from deltakv_jax.generation.saving import fingerprint
 from deltakv_jax.model import Llama
+from deltakv_jax.parallel.mesh import named
+from deltakv_jax.parallel.placement import put, to_host
+from deltakv_jax.parallel.sharding import BATCH, DATA
 from deltakv_jax.weights import LoadedModel
+
+T = TypeVar("T")
 
 Progress = Callable[[int], None]
 Program = Callable[[Llama, jax.Array], jax.Array]
@@ -98,7 +105,8 @@ def evaluate(
     """
     batches = {} if store is None else store.batches()
     progress(sum(batch.nll.shape[1] for batch in batches.values()) * len(settings.specs))
-    for first, batch in measure(loaded.model, chunks, settings, progress, done=batches):
+    made = measure(loaded.model, chunks, settings, progress, batches, loaded.mesh)
+    for first, batch in made:
         batches[first] = batch
         if store is not None:
             store.save(first, batch)
@@ -132,6 +140,7 @@ def identity(loaded: LoadedModel, text: Text, settings: Settings) -> dict[str, A
         "--sequential": settings.sequential,
         "--reads": settings.reads,
         "--by-layer": settings.by_layer,
+        "--mesh": loaded.mesh and named(loaded.mesh.shape),
         "the device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "deltakv_jax": deltakv_jax.__version__,
@@ -144,26 +153,47 @@ def measure(
     settings: Settings,
     progress: Progress,
     done: dict[int, Measured] | None = None,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[int, Measured]]:
-    """Scores the chunks, `settings.batch` at a time, but for those in `done`.
+    """Scores the chunks, `settings.batch` at a time, but for those in `done`; `mesh` has the model.
 
     Yields:
       The index of a batch's first chunk, and what the batch gives.
     """
     if not (missing := _missing(len(chunks.tokens), done or {}, settings.batch)):
         return
-    programs = [_warm(program, model, chunks) for program in _programs(settings)]
+    programs = _programs(settings, mesh)
+    scorer = functools.partial(score, first=chunks.first, mesh=mesh)
+    for program in programs:  # compiled and run once, so that no timing holds its compilation
+        jax.block_until_ready(program(model, _placed(chunks.tokens[:1], mesh)[0]))
     for part in missing:
-        batch = [jax.device_put(chunk) for chunk in chunks.tokens[part.start : part.stop]]
-        timed = (_timed(program, model, batch, progress) for program in programs)
+        batch = _placed(chunks.tokens[part.start : part.stop], mesh)
+        tell = functools.partial(progress, len(part))
+        timed = (_timed(program, model, batch, tell) for program in programs)
         hidden, seconds = zip(*timed, strict=True)
         by_chunk = zip(zip(*hidden, strict=True), batch, strict=True)
-        scores = [score(model, states, chunk, first=chunks.first) for states, chunk in by_chunk]
-        squares = _squares(model, batch, settings)
-        yield (
-            part.start,
-            _on_host(jax.device_get(scores), squares, seconds, part.start, settings.specs),
-        )
+        scores = [scorer(model, states, tokens) for states, tokens in by_chunk]
+        of_chunks = _of_chunks(scores, len(part), mesh)
+        squares = _squares(model, batch, len(part), settings, mesh)
+        yield part.start, _on_host(of_chunks, squares, seconds, part.start, settings.specs)
+
+
+def _placed(chunks: np.ndarray, mesh: Mesh | None) -> list[jax.Array]:
+    """Chunks on the device, or on a mesh one for each row of devices, the last one repeated."""
+    if mesh is None:
+        return [jax.device_put(chunk) for chunk in chunks]
+    rows = mesh.shape[DATA]
+    padded = np.pad(chunks, ((0, -len(chunks) % rows), (0, 0)), mode="edge")
+    return [put(mesh, BATCH, part) for part in np.split(padded, len(padded) // rows)]
+
+
+def _of_chunks(made: Sequence[T], count: int, mesh: Mesh | None) -> list[T]:
+    """What programs made, on the host, for each of so many chunks."""
+    found = [jax.tree.map(to_host, one) for one in made]
+    if mesh is not None:
+        rows = range(mesh.shape[DATA])
+        found = [jax.tree.map(operator.itemgetter(row), one) for one in found for row in rows]
+    return found[:count]
 
 
 def _missing(count: int, done: dict[int, Measured], batch: int) -> list[range]:
@@ -178,38 +208,33 @@ def _missing(count: int, done: dict[int, Measured], batch: int) -> list[range]:
     return parts
 
 
-def _programs(settings: Settings) -> list[Program]:
+def _programs(settings: Settings, mesh: Mesh | None) -> list[Program]:
     piece = piece_length(settings.ctx, sequential=settings.sequential)
-    return [
-        functools.partial(chunk_hidden, spec=spec, piece=piece, reads=settings.reads)
-        for spec in settings.specs
-    ]
-
-
-def _warm(program: Program, model: Llama, chunks: Chunks) -> Program:
-    """`program`, compiled and run once, so that no timing holds its compilation."""
-    jax.block_until_ready(program(model, jax.device_put(chunks.tokens[0])))
-    return program
+    make = functools.partial(chunk_hidden, piece=piece, reads=settings.reads, mesh=mesh)
+    return [functools.partial(make, spec=spec) for spec in settings.specs]
 
 
 def _timed(
-    program: Program, model: Llama, batch: Sequence[jax.Array], progress: Progress
+    program: Program, model: Llama, batch: Sequence[jax.Array], tell: Callable[[], None]
 ) -> tuple[list[jax.Array], float]:
-    """The hidden states of each chunk, all dispatched before the first is waited for."""
+    """The hidden states of all chunks, all dispatched before the first is waited for."""
     start = time.perf_counter()
-    hidden = jax.block_until_ready([program(model, chunk) for chunk in batch])
+    hidden = jax.block_until_ready([program(model, tokens) for tokens in batch])
     seconds = time.perf_counter() - start
-    progress(len(batch))
+    tell()
     return hidden, seconds
 
 
-def _squares(model: Llama, batch: Sequence[jax.Array], settings: Settings) -> np.ndarray:
+def _squares(
+    model: Llama, batch: Sequence[jax.Array], count: int, settings: Settings, mesh: Mesh | None
+) -> np.ndarray:
     """Float64 [f c l 3 2], of no layers where they are not asked for."""
     if not settings.by_layer:
-        return np.zeros((len(settings.specs), len(batch), 0, 3, 2))
+        return np.zeros((len(settings.specs), count, 0, 3, 2))
     piece = piece_length(settings.ctx, sequential=False)
-    squares = [layer_squares(model, chunk, specs=settings.specs, piece=piece) for chunk in batch]
-    return np.stack(jax.device_get(squares), axis=1).astype(np.float64)
+    make = functools.partial(layer_squares, specs=settings.specs, piece=piece, mesh=mesh)
+    squares = _of_chunks([make(model, tokens) for tokens in batch], count, mesh)
+    return np.stack(squares, axis=1).astype(np.float64)
 
 
 def _on_host(

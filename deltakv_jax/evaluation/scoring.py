@@ -5,7 +5,8 @@ that holds exactly this chunk, so that every token attends to what the cache wou
 `score` does not: it compares the formats over one chunk, a few positions at a time, so that logits
 never exist for all positions and the whole vocabulary.
 
-A chunk is always a program of its own. How many are dispatched together changes no result.
+A chunk is always a program of its own. How many are dispatched together changes no result. On a
+mesh every row of devices has a chunk of its own.
 """
 
 import functools
@@ -14,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from deltakv_jax.attention import attend
@@ -22,6 +24,8 @@ from deltakv_jax.codec import KVSpec
 from deltakv_jax.evaluation.raw import attend_raw
 from deltakv_jax.generation.steps import empty_cache, forward
 from deltakv_jax.model import Llama
+from deltakv_jax.parallel.collectives import collectives_on, spread
+from deltakv_jax.parallel.sharding import BATCH, cache_specs, model_specs
 from deltakv_jax.typed import typed
 
 MAX_PIECE = 512  # tokens fed at once: bounds the memory of a long context
@@ -38,10 +42,10 @@ class TokenScores(NamedTuple):
       finite: whether every logit is.
     """
 
-    nll: Float32[Array, "f n"]
-    kld: Float32[Array, "f n"]
-    same_top: Bool[Array, "f n"]
-    finite: Bool[Array, "f n"]
+    nll: Float32[Array, "*data f n"]
+    kld: Float32[Array, "*data f n"]
+    same_top: Bool[Array, "*data f n"]
+    finite: Bool[Array, "*data f n"]
 
 
 def piece_length(ctx: int, *, sequential: bool) -> int:
@@ -61,57 +65,82 @@ def cut_in_pieces(tokens: Int32[Array, " ctx"], piece: int) -> tuple[Array, Arra
     return padded, jnp.minimum(piece, ctx - piece * jnp.arange(pieces))[:, None]
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "piece", "reads"))
+@functools.partial(jax.jit, static_argnames=("spec", "piece", "reads", "mesh"))
 @typed
 def chunk_hidden(
-    model: Llama, tokens: Int32[Array, " ctx"], *, spec: KVSpec, piece: int, reads: Reads = "cache"
-) -> Float32[Array, "ctx w"]:
+    model: Llama,
+    tokens: Int32[Array, "*data ctx"],
+    *,
+    spec: KVSpec,
+    piece: int,
+    reads: Reads = "cache",
+    mesh: Mesh | None = None,
+) -> Float32[Array, "*data ctx w"]:
     """The final hidden states of one chunk, read through a cache of format `spec`.
 
     Args:
       model: the weights.
-      tokens: the chunk; the cache is empty before it and full after it.
+      tokens: the chunk; the cache is empty before it and full after it. On a mesh, a chunk for
+        each row of devices.
       spec: the cache's format.
       piece: tokens fed at once; 1 is the route that decoding takes.
       reads: what the tokens of a piece attend to.
+      mesh: the devices that share the model.
     """
+    on, ctx = collectives_on(mesh), tokens.shape[-1]
 
-    def feed(cache: KVCache, at: tuple[Array, Array]) -> tuple[KVCache, Array]:
-        tokens, counts = at
-        hidden, cache = forward(model, tokens, counts, cache, READS[reads])
-        return cache, hidden[0]
+    def run(model: Llama, tokens: Array, empty: KVCache) -> Array:
+        def feed(cache: KVCache, at: tuple[Array, Array]) -> tuple[KVCache, Array]:
+            hidden, cache = forward(model, *at, cache, READS[reads], on)
+            return cache, hidden[0]
 
-    empty = empty_cache(model.config, spec, capacity=len(tokens))
-    _, hidden = jax.lax.scan(feed, empty, cut_in_pieces(tokens, piece))
-    return hidden.reshape(-1, hidden.shape[-1])[: len(tokens)]
+        _, hidden = jax.lax.scan(feed, empty, cut_in_pieces(tokens.reshape(ctx), piece))
+        return hidden.reshape(-1, hidden.shape[-1])[:ctx].reshape(*tokens.shape, -1)
+
+    empty = empty_cache(model.config, spec, capacity=ctx, batch=tokens.size // ctx)
+    inputs = (model_specs(model), BATCH, cache_specs(empty))
+    return spread(mesh, run, inputs, BATCH)(model, tokens, empty)
 
 
-@functools.partial(jax.jit, static_argnames="first")
+@functools.partial(jax.jit, static_argnames=("first", "mesh"))
 @typed
 def score(
     model: Llama,
-    hidden: tuple[Float32[Array, "ctx w"], ...],
-    tokens: Int32[Array, " ctx"],
+    hidden: tuple[Float32[Array, "*data ctx w"], ...],
+    tokens: Int32[Array, "*data ctx"],
     *,
     first: int,
+    mesh: Mesh | None = None,
 ) -> TokenScores:
     """Scores the predictions at positions `first` … ctx - 2 of one chunk.
 
     Args:
       model: the weights, of which the head is used.
       hidden: final hidden states under each format, the base's first.
-      tokens: the chunk.
+      tokens: the chunk, or on a mesh one for each row of devices.
       first: the first position that is scored; it predicts token first + 1.
+      mesh: the devices that share the model.
+
+    Returns:
+      The scores [f n]; on a mesh [data f n].
     """
-    states = [h[first:-1] for h in hidden]
+    on, ctx = collectives_on(mesh), tokens.shape[-1]
     at_once = max(1, min(256, MAX_LOGITS // model.config.vocab_size))
 
-    def compare(at: tuple[list[Array], Array]) -> TokenScores:
-        logits = [model.logits(h) for h in at[0]]
-        return _token_scores(jnp.stack(logits), at[1])
+    def run(model: Llama, hidden: tuple[Array, ...], tokens: Array) -> TokenScores:
+        lead = tokens.shape[:-1]
+        states = [h.reshape(ctx, -1)[first:-1] for h in hidden]
 
-    scores = jax.lax.map(compare, (states, tokens[first + 1 :]), batch_size=at_once)
-    return jax.tree.map(jnp.transpose, scores)
+        def compare(at: tuple[list[Array], Array]) -> TokenScores:
+            logits = [model.logits(h, on) for h in at[0]]
+            return _token_scores(jnp.stack(logits), at[1])
+
+        targets = tokens.reshape(ctx)[first + 1 :]
+        scores = jax.lax.map(compare, (states, targets), batch_size=at_once)
+        return jax.tree.map(lambda x: x.T.reshape(*lead, *x.T.shape), scores)
+
+    inputs = (model_specs(model), BATCH, BATCH)
+    return spread(mesh, run, inputs, BATCH)(model, hidden, tokens)
 
 
 def _token_scores(logits: Float32[Array, "f v"], target: Int32[Array, ""]) -> TokenScores:

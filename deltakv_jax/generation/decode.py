@@ -7,6 +7,9 @@ Tokens leave the loop as they are drawn, by a callback that answers whether to g
 waits for the answer, which keeps the tokens in order without an ordered effect (those exist on one
 device only). The callback does no more than queue them: Python that calls JAX from within a
 program can deadlock, and the thread that waits for the tokens stays free for an interrupt.
+
+On a mesh the whole loop runs on every device. One device of each process hands over the tokens of
+all sequences, and the loop goes on only if every process says so.
 """
 
 import concurrent.futures
@@ -23,16 +26,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float32, Int32, Key
 
 from deltakv_jax.cache import KVCache
 from deltakv_jax.generation.sampling import GREEDY, Sampling, sample, sequence_keys
 from deltakv_jax.generation.steps import next_logits
 from deltakv_jax.model import Llama
+from deltakv_jax.parallel.collectives import (
+    collectives_on,
+    join_sequences,
+    on_any_device,
+    speaks,
+    spread,
+)
+from deltakv_jax.parallel.placement import put, to_host
+from deltakv_jax.parallel.sharding import BATCH, WHOLE, cache_specs, model_specs
 from deltakv_jax.typed import typed
 
 Step = list[int | None]
 """The token of each sequence in one step, None where it drew none."""
+
+_NONE = -1  # what stands for None on the device
 
 
 class Stop(enum.IntEnum):
@@ -72,6 +87,7 @@ def decode(
     keys: Array | None = None,
     eos_ids: Collection[int] = (),
     on_step: Callable[[Step], object] = lambda step: None,
+    mesh: Mesh | None = None,
 ) -> Decoded:
     """Draws tokens until every sequence has met its end, the limit or a full cache.
 
@@ -85,9 +101,10 @@ def decode(
       eos_ids: tokens that end a sequence.
       on_step: called in this thread with the tokens of each step as they are made. What it raises
         ends the loop and is raised here; the cache is lost then.
+      mesh: the devices that share model and cache.
     """
-    keys = sequence_keys(0, len(logits)) if keys is None else keys
-    eos, limit = jnp.array(sorted(eos_ids), jnp.int32), jnp.int32(max_new_tokens)
+    keys = put(mesh, BATCH, sequence_keys(0, len(logits)) if keys is None else keys)
+    eos, limit = np.array(sorted(eos_ids), np.int32), np.int32(max_new_tokens)
     tokens: list[list[int]] = [[] for _ in range(len(logits))]
 
     def take(step: Step) -> None:
@@ -97,9 +114,9 @@ def decode(
 
     with _Channel() as channel:
         arguments = (model, logits, cache, keys, sampling, eos, limit, channel.number)
-        program = decode_loop.lower(*arguments).compile()
+        program = decode_loop.lower(*arguments, mesh=mesh).compile()
         (stops, cache), seconds = channel.follow(lambda: _timed(program, arguments), take)
-    return Decoded(tokens, [Stop(stop) for stop in stops.tolist()], cache, seconds)
+    return Decoded(tokens, [Stop(stop) for stop in to_host(stops).tolist()], cache, seconds)
 
 
 def _timed(program: Callable, arguments: tuple) -> tuple[tuple[Array, KVCache], float]:
@@ -109,16 +126,16 @@ def _timed(program: Callable, arguments: tuple) -> tuple[tuple[Array, KVCache], 
 
 
 class _State(NamedTuple):
-    """What the loop carries: draws made, last tokens [b], stops [b], the host's answer, cache."""
+    """What the loop carries: draws made, last tokens [b], stops [b], whether to go on, cache."""
 
     step: Array
     tokens: Array
     stops: Array
-    go_on: Array
+    more: Array
     cache: KVCache
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="cache")
 @typed
 def decode_loop(
     model: Llama,
@@ -129,30 +146,53 @@ def decode_loop(
     eos: Int32[Array, " e"],
     limit: Int32[Array, ""],
     channel: Int32[Array, ""],
+    *,
+    mesh: Mesh | None = None,
 ) -> tuple[Int32[Array, " b"], KVCache]:
     """The loop itself: the `Stop` of each sequence and the cache (donated).
 
     The last token drawn is not fed, since nothing would read its logits.
     """
+    cached = cache_specs(cache)
+    inputs = (model_specs(model), BATCH, cached, BATCH, WHOLE, WHOLE, WHOLE, WHOLE)
+    loop = spread(mesh, functools.partial(_loop, mesh=mesh), inputs, (WHOLE, cached))
+    return loop(model, logits, cache, keys, sampling, eos, limit, channel)
+
+
+def _loop(
+    model: Llama,
+    logits: Array,
+    cache: KVCache,
+    keys: Array,
+    sampling: Sampling,
+    eos: Array,
+    limit: Array,
+    channel: Array,
+    *,
+    mesh: Mesh | None,
+) -> tuple[Array, KVCache]:
+    """`decode_loop` on one device, over its sequences; the stops are those of all."""
 
     def draw(step: Array, logits: Array, stops: Array, cache: KVCache) -> _State:
         tokens = sample(logits, keys, step, sampling)
         running = stops == Stop.RUNNING
         met = _met(tokens, logits, step + 1 >= limit, cache, eos)
         drew = running & (met != Stop.EOS) & (met != Stop.NON_FINITE)
-        go_on = _hand_over(channel, tokens, drew)
-        return _State(step + 1, tokens, jnp.where(running, met, stops), go_on, cache)
+        stops = jnp.where(running, met, stops)
+        go_on = _hand_over(channel, join_sequences(mesh, jnp.where(drew, tokens, _NONE)), mesh)
+        flags = jnp.stack([jnp.any(stops == Stop.RUNNING), ~go_on])
+        alive, stopped = on_any_device(mesh, flags)
+        return _State(step + 1, tokens, stops, alive & ~stopped, cache)
 
     def feed_and_draw(state: _State) -> _State:
         running = state.stops == Stop.RUNNING
-        logits, cache = next_logits(model, state.tokens, running, state.cache)
+        logits, cache = next_logits(model, state.tokens, running, state.cache, collectives_on(mesh))
         return draw(state.step, logits, state.stops, cache)
 
     begun = jnp.where(limit > 0, Stop.RUNNING, Stop.LIMIT)
     state = draw(jnp.int32(0), logits, jnp.full(len(logits), begun, jnp.int32), cache)
-    more = lambda state: jnp.any(state.stops == Stop.RUNNING) & state.go_on
-    state = jax.lax.while_loop(more, feed_and_draw, state)
-    return state.stops, state.cache
+    state = jax.lax.while_loop(lambda state: state.more, feed_and_draw, state)
+    return join_sequences(mesh, state.stops), state.cache
 
 
 @typed
@@ -174,15 +214,18 @@ def _met(
     return jnp.select(list(reasons.values()), [jnp.int32(stop) for stop in reasons], Stop.RUNNING)
 
 
-def _hand_over(channel: Array, tokens: Array, drew: Array) -> Array:
+def _hand_over(channel: Array, tokens: Array, mesh: Mesh | None) -> Array:
     """Gives the tokens of this step to the host; a bool, whether to go on."""
-    return io_callback(_receive, jax.ShapeDtypeStruct((), bool), channel, tokens, drew)
+    call = lambda: io_callback(_receive, jax.ShapeDtypeStruct((), bool), channel, tokens)
+    if mesh is None:
+        return call()
+    return jax.lax.cond(speaks(mesh), call, lambda: jnp.array(True))
 
 
-def _receive(number: Array, tokens: Array, drew: Array) -> np.ndarray:
+def _receive(number: Array, tokens: Array) -> np.ndarray:
     channel = _Channel.by_number[int(number)]
-    drawn = zip(np.asarray(tokens).tolist(), np.asarray(drew).tolist(), strict=True)
-    channel.steps.put([token if drew else None for token, drew in drawn])
+    drawn = np.asarray(tokens).tolist()
+    channel.steps.put([None if token == _NONE else token for token in drawn])
     return np.array(not channel.stopped)
 
 
@@ -196,7 +239,7 @@ class _Channel:
     _numbers = itertools.count()
 
     def __init__(self):
-        self.number = jnp.int32(next(self._numbers))
+        self.number = np.int32(next(self._numbers))
         self.steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
         self.stopped = False
 

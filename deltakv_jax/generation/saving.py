@@ -1,16 +1,19 @@
 """A cache saved after a prompt, with what it takes to go on from it."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, UInt32
 
 from deltakv_jax.cache import KVCache
 from deltakv_jax.cache.checkpoint import load_cache, save_cache
 from deltakv_jax.model import Llama
+from deltakv_jax.parallel.sharding import WHOLE, cache_specs, check_batch, shardings
 
 
 class Prefilled(NamedTuple):
@@ -33,10 +36,17 @@ def save(folder: Path, model: Llama, end: Prefilled) -> None:
     save_cache(folder, end.cache, model=fingerprint(model), extra=extra)
 
 
-def load(folder: Path, model: Llama) -> Prefilled:
-    """What `save` was given, bit for bit; raises UserError as `load_cache` does."""
-    cache, extra = load_cache(folder, model=fingerprint(model))
+def load(folder: Path, model: Llama, mesh: Mesh | None = None) -> Prefilled:
+    """What `save` was given, bit for bit, on any mesh; raises UserError as `load_cache` does."""
+    where = None if mesh is None else functools.partial(_where, mesh)
+    cache, extra = load_cache(folder, model=fingerprint(model), where=where)
     return Prefilled(**extra, cache=cache)
+
+
+def _where(mesh: Mesh, cache: KVCache) -> tuple[KVCache, NamedSharding]:
+    """Where a cache goes on a mesh, and the end of the prompt."""
+    check_batch(mesh, len(cache.lengths))
+    return shardings(mesh, cache_specs(cache)), NamedSharding(mesh, WHOLE)
 
 
 def fingerprint(model: Llama) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deltakv_jax.cache import KVCache, cache_bytes, make_cache
@@ -20,6 +19,8 @@ from deltakv_jax.generation.decode import Step, Stop, decode
 from deltakv_jax.generation.sampling import GREEDY, Sampling, sequence_keys
 from deltakv_jax.generation.saving import Prefilled
 from deltakv_jax.generation.steps import compile_prefill, empty_cache, prefill
+from deltakv_jax.parallel.placement import make_on, put, to_host
+from deltakv_jax.parallel.sharding import WHOLE, check_batch
 from deltakv_jax.weights import LoadedModel, Tokenizer
 from deltakv_jax.weights.tokenizers.chat import conversation
 
@@ -109,7 +110,7 @@ def _encode(tokenizer: Tokenizer, request: Request, prompt: str) -> list[int]:
 
 
 def _load(loaded: LoadedModel, folder: Path, spec: KVSpec | None) -> Prefilled:
-    saved = saving.load(folder, loaded.model)
+    saved = saving.load(folder, loaded.model, loaded.mesh)
     if spec is not None and saved.cache.layout.kinds != (spec,):
         raise UserError(f"the cache in {folder} is {kv(saved.cache)}, not {spec}")
     return saved
@@ -139,20 +140,25 @@ def _prefill(
     loaded: LoadedModel, request: Request, prompts: Tokens, saved: Prefilled | None, warn: Warn
 ) -> tuple[Prefilled, Timed]:
     """Feeds the prompts to a new cache or after a saved one, with room for all that follows."""
+    mesh = loaded.mesh
     if saved is None:
         spec, batch = request.spec or parse_spec(DEFAULT_SPEC), len(prompts)
+        check_batch(mesh, batch)
         capacity = _capacity(loaded.config, request, prompts, [0] * batch, warn)
-        cache = empty_cache(loaded.config, spec, batch=batch, capacity=capacity)
+        cache = empty_cache(loaded.config, spec, batch=batch, capacity=capacity, mesh=mesh)
     else:
-        held = np.asarray(saved.cache.lengths).tolist()
-        cache = grow(saved.cache, _capacity(loaded.config, request, prompts, held, warn))
+        held = to_host(saved.cache.lengths).tolist()
+        capacity = _capacity(loaded.config, request, prompts, held, warn)
+        cache = saved.cache
+        if capacity > cache.capacity:
+            cache = make_on(mesh, functools.partial(grow, capacity=capacity), cache)
         if not prompts:
             return saved._replace(cache=cache), Timed(0, 0.0)
-    compile_prefill(loaded.model, prompts, cache)
+    compile_prefill(loaded.model, prompts, cache, mesh=mesh)
     start = time.perf_counter()
-    logits, cache = jax.block_until_ready(prefill(loaded.model, prompts, cache))
+    logits, cache = jax.block_until_ready(prefill(loaded.model, prompts, cache, mesh=mesh))
     seconds = time.perf_counter() - start
-    last = jnp.array([prompt[-1] for prompt in prompts], jnp.int32)
+    last = put(mesh, WHOLE, np.array([prompt[-1] for prompt in prompts], np.int32))
     return Prefilled(logits, last, cache), Timed(sum(map(len, prompts)), seconds)
 
 
@@ -180,8 +186,8 @@ def _capacity(
 def _decode(
     loaded: LoadedModel, request: Request, end: Prefilled, prefilled: Timed, on_text: OnText
 ) -> Outcome:
-    texts = _Texts(loaded.tokenizer, end.last.tolist(), on_text)
-    before = int(np.sum(end.cache.lengths))
+    texts = _Texts(loaded.tokenizer, to_host(end.last).tolist(), on_text)
+    before = int(to_host(end.cache.lengths).sum())
     decoded = decode(
         loaded.model,
         end.logits,
@@ -191,12 +197,13 @@ def _decode(
         keys=sequence_keys(request.seed, len(end.last)),
         eos_ids=loaded.tokenizer.eos_ids,
         on_step=texts.take,
+        mesh=loaded.mesh,
     )
     texts.end()
     for number, stop in enumerate(decoded.stops, 1):
         if stop == Stop.NON_FINITE:
             raise UserError(f"the logits of prompt {number} are not finite; try --weights f32")
-    fed = int(np.sum(decoded.cache.lengths)) - before
+    fed = int(to_host(decoded.cache.lengths).sum()) - before
     return Outcome(
         texts=texts.whole,
         tokens=decoded.tokens,

@@ -2,6 +2,8 @@
 
 Every step donates its cache: the one passed in is gone, the one returned takes its place. Prompts
 go in pieces of a few lengths, so that prompts of any length need a few compilations.
+
+Given a mesh, a step runs on each of its devices over the parts of model and cache that lie there.
 """
 
 import functools
@@ -10,6 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float32, Int32
 
 from deltakv_jax import attention
@@ -17,16 +20,27 @@ from deltakv_jax.cache import KVCache, advance, make_cache
 from deltakv_jax.codec import KVSpec
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.errors import UserError
-from deltakv_jax.model import Llama
+from deltakv_jax.model import ONE_DEVICE, Collectives, Llama
+from deltakv_jax.parallel.collectives import AnyMesh, collectives_on, spread
+from deltakv_jax.parallel.placement import make_on, put, to_host
+from deltakv_jax.parallel.sharding import BATCH, cache_specs, model_specs
 from deltakv_jax.typed import typed
 
 PIECES = (32, 64, 128, 256, 512)
 """Tokens that a program of `prefill` takes: less than half of a piece is padding, above 32."""
 
 
-def empty_cache(config: LlamaConfig, spec: KVSpec, *, capacity: int, batch: int = 1) -> KVCache:
+def empty_cache(
+    config: LlamaConfig,
+    spec: KVSpec | Sequence[KVSpec],
+    *,
+    capacity: int,
+    batch: int = 1,
+    mesh: Mesh | None = None,
+) -> KVCache:
     """An empty cache for a model of this config; raises UserError as `make_cache` does."""
-    return make_cache(
+    make = functools.partial(
+        make_cache,
         spec,
         layers=config.layers,
         kv_heads=config.kv_heads,
@@ -34,6 +48,7 @@ def empty_cache(config: LlamaConfig, spec: KVSpec, *, capacity: int, batch: int 
         capacity=capacity,
         batch=batch,
     )
+    return make_on(mesh, make)
 
 
 @typed
@@ -43,6 +58,7 @@ def forward(
     counts: Int32[Array, " b"],
     cache: KVCache,
     attend: Callable[..., tuple[Array, KVCache]] = attention.attend,
+    collectives: Collectives = ONE_DEVICE,
 ) -> tuple[Float32[Array, "b t w"], KVCache]:
     """Runs the model over the first `counts` of `tokens` of each sequence; the rest is padding.
 
@@ -52,38 +68,50 @@ def forward(
       counts: tokens of each sequence that are not padding.
       cache: holds what came before them.
       attend: takes the arguments of `attention.attend`.
+      collectives: of the devices that share the model.
 
     Returns:
       The hidden states after the final norm (those of padding mean nothing), and the cache with
       the tokens written. A sequence of count 0 is left as it is.
     """
     positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
-    hidden, cache = model.hidden(
-        tokens, positions, cache, attend=functools.partial(attend, counts=counts)
-    )
+    attend = functools.partial(attend, counts=counts)
+    hidden, cache = model.hidden(tokens, positions, cache, attend=attend, collectives=collectives)
     return hidden, advance(cache, counts)
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="cache")
 @typed
 def decode_step(
-    model: Llama, tokens: Int32[Array, " b"], cache: KVCache
+    model: Llama, tokens: Int32[Array, " b"], cache: KVCache, *, mesh: AnyMesh | None = None
 ) -> tuple[Float32[Array, "b v"], KVCache]:
     """Feeds one token to each sequence: the logits of the next one, and the cache (donated)."""
-    return next_logits(model, tokens, jnp.ones(tokens.shape, bool), cache)
+
+    def step(model: Llama, tokens: Array, cache: KVCache) -> tuple[Array, KVCache]:
+        live = jnp.ones(tokens.shape, bool)
+        return next_logits(model, tokens, live, cache, collectives_on(mesh))
+
+    cached = cache_specs(cache)
+    inputs, outputs = (model_specs(model), BATCH, cached), (BATCH, cached)
+    return spread(mesh, step, inputs, outputs)(model, tokens, cache)
 
 
 @typed
 def next_logits(
-    model: Llama, tokens: Int32[Array, " b"], live: Bool[Array, " b"], cache: KVCache
+    model: Llama,
+    tokens: Int32[Array, " b"],
+    live: Bool[Array, " b"],
+    cache: KVCache,
+    collectives: Collectives = ONE_DEVICE,
 ) -> tuple[Float32[Array, "b v"], KVCache]:
     """Feeds one token to each sequence that is `live`; the logits of the others mean nothing."""
-    hidden, cache = forward(model, tokens[:, None], live.astype(jnp.int32), cache)
-    return model.logits(hidden[:, 0]), cache
+    counts = live.astype(jnp.int32)
+    hidden, cache = forward(model, tokens[:, None], counts, cache, collectives=collectives)
+    return model.logits(hidden[:, 0], collectives), cache
 
 
 def prefill(
-    model: Llama, prompts: Sequence[Sequence[int]], cache: KVCache
+    model: Llama, prompts: Sequence[Sequence[int]], cache: KVCache, *, mesh: Mesh | None = None
 ) -> tuple[Array, KVCache]:
     """Appends a prompt to each sequence of the cache, whatever their lengths.
 
@@ -91,6 +119,7 @@ def prefill(
       model: the model.
       prompts: token ids, one non-empty list per sequence.
       cache: holds whatever came before the prompts; donated.
+      mesh: the devices that share model and cache.
 
     Returns:
       The logits [b v], float32, of each prompt's last token, and the cache.
@@ -99,13 +128,13 @@ def prefill(
       UserError: where a prompt is empty or does not fit the cache.
     """
     check_fit(prompts, cache)
-    logits = _no_logits(model, prompts)
+    logits = _no_logits(model, prompts, mesh)
     for tokens, counts in pieces(prompts):
-        logits, cache = prefill_piece(model, tokens, counts, logits, cache)
+        logits, cache = prefill_piece(model, tokens, counts, logits, cache, mesh=mesh)
     return logits, cache
 
 
-@functools.partial(jax.jit, donate_argnames=("logits", "cache"))
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames=("logits", "cache"))
 @typed
 def prefill_piece(
     model: Llama,
@@ -113,22 +142,33 @@ def prefill_piece(
     counts: Int32[Array, " b"],
     logits: Float32[Array, "b v"],
     cache: KVCache,
+    *,
+    mesh: AnyMesh | None = None,
 ) -> tuple[Float32[Array, "b v"], KVCache]:
     """Feeds the first `counts` of `tokens`; `logits` stay those of each sequence's last token."""
-    hidden, cache = forward(model, tokens, counts, cache)
-    last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
-    return jnp.where(counts[:, None] > 0, model.logits(last), logits), cache
+    on = collectives_on(mesh)
+
+    def piece(model, tokens, counts, logits, cache):
+        hidden, cache = forward(model, tokens, counts, cache, collectives=on)
+        last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
+        return jnp.where(counts[:, None] > 0, model.logits(last, on), logits), cache
+
+    cached = cache_specs(cache)
+    inputs, outputs = (model_specs(model), BATCH, BATCH, BATCH, cached), (BATCH, cached)
+    return spread(mesh, piece, inputs, outputs)(model, tokens, counts, logits, cache)
 
 
-def compile_prefill(model: Llama, prompts: Sequence[Sequence[int]], cache: KVCache) -> None:
+def compile_prefill(
+    model: Llama, prompts: Sequence[Sequence[int]], cache: KVCache, *, mesh: Mesh | None = None
+) -> None:
     """Compiles what `prefill` with these arguments runs, so that it can be timed."""
-    logits = _no_logits(model, prompts)
+    logits = _no_logits(model, prompts, mesh)
     for tokens, counts in {piece[0].shape: piece for piece in pieces(prompts)}.values():
-        prefill_piece.lower(model, tokens, counts, logits, cache).compile()
+        prefill_piece.lower(model, tokens, counts, logits, cache, mesh=mesh).compile()
 
 
-def _no_logits(model: Llama, prompts: Sequence[Sequence[int]]) -> Array:
-    return jnp.zeros((len(prompts), model.config.vocab_size), jnp.float32)
+def _no_logits(model: Llama, prompts: Sequence[Sequence[int]], mesh: Mesh | None) -> Array:
+    return put(mesh, BATCH, np.zeros((len(prompts), model.config.vocab_size), np.float32))
 
 
 def pieces(prompts: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -153,7 +193,7 @@ def piece_length(rest: int) -> int:
 
 def check_fit(prompts: Sequence[Sequence[int]], cache: KVCache) -> None:
     """Raises UserError unless there is one prompt per sequence, not empty, that fits its room."""
-    held = np.asarray(cache.lengths)
+    held = to_host(cache.lengths)
     if len(prompts) != len(held):
         raise UserError(f"{len(prompts)} prompts for a cache of {len(held)} sequences")
     for number, (prompt, before) in enumerate(zip(prompts, held.tolist(), strict=True), 1):

@@ -6,6 +6,7 @@ A `Llama` is a pytree of weights with a static config, so it goes through `jax.j
 The residual stream is float32; a product takes its input in the weights' dtype and sums in float32.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +24,28 @@ from deltakv_jax.typed import typed
 # the tokens' positions, cache) -> (output [b t h d], next cache). q and k come before RoPE.
 Attend = Callable[[Any, jax.Array, jax.Array, jax.Array, RopeTables, Any], tuple[jax.Array, Any]]
 
-# Sums an output [b t w] whose terms lie on several devices.
-Reduce = Callable[[jax.Array], jax.Array]
-
 
 def identity(x: jax.Array) -> jax.Array:
-    """The `Reduce` of one device."""
+    """What one device does where several would have to meet."""
     return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Collectives:
+    """Where a model meets that lies on several devices; as it stands, what one device does.
+
+    Attributes:
+      rows: of a matrix [v, w], of which each device may have a part of the rows.
+      reduce: sums an output [b t w] whose terms lie on several devices.
+      gather: joins logits [*lead v] whose parts lie on several devices.
+    """
+
+    rows: Callable[[Matrix, jax.Array], jax.Array] = Matrix.rows
+    reduce: Callable[[jax.Array], jax.Array] = identity
+    gather: Callable[[jax.Array], jax.Array] = identity
+
+
+ONE_DEVICE = Collectives()
 
 
 class Llama(nnx.Module):
@@ -79,7 +95,7 @@ class Llama(nnx.Module):
         cache: Any,
         *,
         attend: Attend,
-        reduce: Reduce = identity,
+        collectives: Collectives = ONE_DEVICE,
     ) -> tuple[Float32[Array, "b t w"], Any]:
         """The residual stream after the final norm, and the cache that `attend` left.
 
@@ -88,24 +104,27 @@ class Llama(nnx.Module):
           positions: of each token in its own sequence.
           cache: whatever `attend` takes; None for `attend_plain`.
           attend: the attention.
-          reduce: sums the outputs of row-parallel products.
+          collectives: where the devices meet among which the weights are split.
         """
         rope = rope_tables(self.config, positions)
 
         def block(carry: tuple[jax.Array, Any], layer: jax.Array):
             x, cache = carry
             mixed, cache = self._attention(layer, x, rope, cache, attend)
-            x = x + reduce(mixed)
-            return (x + reduce(self._feed_forward(layer, x)), cache), None
+            x = x + collectives.reduce(mixed)
+            return (x + collectives.reduce(self._feed_forward(layer, x)), cache), None
 
-        x = self.embedding.rows(tokens)
+        x = collectives.rows(self.embedding, tokens)
         (x, cache), _ = jax.lax.scan(block, (x, cache), jnp.arange(self.config.layers))
         return rms_norm(x, self.final_norm[...], self.config.norm_eps), cache
 
     @typed
-    def logits(self, hidden: Float[Array, "*lead w"]) -> Float32[Array, "*lead v"]:
+    def logits(
+        self, hidden: Float[Array, "*lead w"], collectives: Collectives = ONE_DEVICE
+    ) -> Float32[Array, "*lead v"]:
         """The head's scores of every token of the vocabulary."""
-        return (self.embedding if self.head is None else self.head).product(hidden)
+        head = self.embedding if self.head is None else self.head
+        return collectives.gather(head.product(hidden))
 
     def _attention(self, layer, x, rope: RopeTables, cache, attend: Attend):
         x = rms_norm(x, self.attention_norm[...][layer], self.config.norm_eps)

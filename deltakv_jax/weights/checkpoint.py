@@ -9,6 +9,7 @@ whole stands in `deltakv_jax.checkpoint`.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from deltakv_jax import checkpoint
@@ -25,6 +27,7 @@ from deltakv_jax.config import LlamaConfig, RopeScaling
 from deltakv_jax.errors import UserError
 from deltakv_jax.linear import Matrix, PackedMatrix, Stack
 from deltakv_jax.model import Llama
+from deltakv_jax.parallel.sharding import check_split, role_spec
 from deltakv_jax.weights.roles import Shape, layer_shapes, model_shapes
 from deltakv_jax.weights.storage import Packed, Storage, floats
 from deltakv_jax.weights.tokenizers import Tokenizer
@@ -81,21 +84,49 @@ class Checkpoint:
         for path in (self._saved.path / _TOKENIZER).iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
 
-    def model(self, weights: str | None = None) -> Llama:
+    def model(self, weights: str | None = None, mesh: Mesh | None = None) -> Llama:
         """The model, bit for bit as it was converted.
 
         Args:
           weights: None, "native", or what all matrices are stored as.
+          mesh: the devices that share the model; None for the default device alone.
 
         Raises:
-          UserError: where they are stored as something else, or a file is damaged.
+          UserError: where they are stored as something else, a file is damaged, or the model
+            cannot be split over the mesh.
         """
+        self._check_kinds(weights)
+        with checkpoint.reading(self._folder, KIND):
+            self._check_shapes()
+            if mesh is None:
+                return self._put_together(self._saved.arrays())
+            kinds = self._matrices["output"]["kinds"] + self._matrices["down"]["kinds"]
+            multiples = (_storage(kind).multiple for kind in kinds)
+            check_split(self.config, math.lcm(*multiples), mesh.shape)
+            role = lambda name: name.partition(".")[0]
+            where = lambda name, ndim: NamedSharding(mesh, role_spec(role(name), ndim))
+            return self._put_together(self._saved.arrays(where))
+
+    def shapes(self, weights: str | None = None) -> Llama:
+        """The model with a `ShapeDtypeStruct` in place of each array; only the record is read.
+
+        Raises:
+          UserError: where matrices are stored as something else than `weights`, as for `model`, or
+            the record is damaged.
+        """
+        self._check_kinds(weights)
+        with checkpoint.reading(self._folder, KIND):
+            self._check_shapes()
+            arrays = {
+                name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+                for name, (shape, dtype) in self._saved.record["arrays"].items()
+            }
+            return jax.eval_shape(self._put_together, arrays)
+
+    def _check_kinds(self, weights: str | None) -> None:
         if weights not in (None, "native") and self.kinds != [weights]:
             held = " and ".join(self.kinds)
             raise UserError(f"{self._folder} holds {held}; convert the model anew for {weights}")
-        with checkpoint.reading(self._folder, KIND):
-            self._check_shapes()
-            return self._put_together(self._saved.arrays())
 
     def _check_shapes(self) -> None:
         """Raises ValueError where arrays are not those of such a model."""

@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from jax.sharding import Mesh
+
 from deltakv_jax.checkpoint import is_saved
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.errors import UserError
@@ -27,28 +29,36 @@ class LoadedModel:
       config: its sizes.
       model: its weights.
       tokenizer: its tokenizer.
+      mesh: the devices that share the weights, None where they are on one.
     """
 
     name: str
     config: LlamaConfig
     model: Llama
     tokenizer: Tokenizer
+    mesh: Mesh | None = None
 
 
-def load_model(model: Path | str, weights: str | None = None) -> LoadedModel:
+def load_model(
+    model: Path | str, weights: str | None = None, mesh: Mesh | None = None
+) -> LoadedModel:
     """Loads a model.
 
     Args:
       model: as in `open_model`.
       weights: what the matrices are stored as, a key of `storage.WEIGHTS`; None for what suits the
         file and the device, as `storage.choose` says. A converted model stays as it is.
+      mesh: the devices that share the weights, each of which is given its part alone; None for
+        the default device.
 
     Raises:
-      UserError: where a file is missing, damaged or describes what is not supported.
+      UserError: where a file is missing, damaged or describes what is not supported, or the model
+        cannot be split over the mesh.
     """
     opened = open_model(model)
     tokenizer = opened.tokenizer()
-    return LoadedModel(opened.name, opened.config, read_weights(opened, weights), tokenizer)
+    read = read_weights(opened, weights, mesh)
+    return LoadedModel(opened.name, opened.config, read, tokenizer, mesh)
 
 
 def open_model(model: Path | str) -> Source | Checkpoint:
@@ -66,9 +76,13 @@ def open_model(model: Path | str) -> Source | Checkpoint:
     return open_source(model)
 
 
-def read_weights(opened: Source | Checkpoint, weights: str | None = None) -> Llama:
-    """Reads the weights of an open model; `weights` and errors as in `load_model`."""
-    return opened.model(weights) if isinstance(opened, Checkpoint) else assemble(opened, weights)
+def read_weights(
+    opened: Source | Checkpoint, weights: str | None = None, mesh: Mesh | None = None
+) -> Llama:
+    """Reads the weights of an open model; arguments and errors as in `load_model`."""
+    if isinstance(opened, Checkpoint):
+        return opened.model(weights, mesh)
+    return assemble(opened, weights, mesh)
 
 
 def open_source(model: Path | str) -> Source:

@@ -1,7 +1,8 @@
-"""What a matrix becomes on its way to the device: a dense array or a packed one, chunk by chunk."""
+"""What a matrix becomes on its way to the device: a dense array or a packed one, rows by rows."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import ml_dtypes
@@ -13,10 +14,9 @@ from deltakv_jax.errors import UserError
 from deltakv_jax.linear import PackedMatrix
 from deltakv_jax.weights.source import Tensor
 
-Chunks = Iterator[tuple[int, MatrixLeaves]]
-"""Rows that follow each other: the number of the first, and their leaves in NumPy."""
+Rows = Callable[[slice], MatrixLeaves]
+"""The leaves, in NumPy, of rows that follow each other."""
 
-_CHUNK = 1 << 22  # values that are converted at a time
 _DTYPES = {"f32": np.float32, "f64": np.float32, "bf16": ml_dtypes.bfloat16, "f16": np.float16}
 
 
@@ -25,15 +25,16 @@ class Dense:
     """Stores a matrix as an array of `dtype`."""
 
     dtype: np.dtype
+    multiple: ClassVar[int] = 1
 
     def leaves(self, n: int) -> dict[str, RowLeaf]:
         """What a row of n values has in each leaf."""
         return {"values": RowLeaf((n,), self.dtype)}
 
-    def chunks(self, tensor: Tensor) -> Chunks:
-        """The leaves of a matrix. Raises UserError where a value is not finite or does not fit."""
-        for start, values in _in_chunks(stored_values(tensor), tensor.shape):
-            yield start, {"values": cast(tensor.name, values, self.dtype)}
+    def open(self, tensor: Tensor) -> Rows:
+        """Reads a matrix; its rows raise UserError where a value is not finite or does not fit."""
+        values = stored_values(tensor)
+        return lambda rows: {"values": cast(tensor.name, values[rows], self.dtype)}
 
     def wrap(self, leaves: Mapping[str, jax.Array]) -> jax.Array:
         """The matrix, or the stack of them, with these leaves."""
@@ -46,21 +47,25 @@ class Packed:
 
     format: MatrixFormat
 
+    @property
+    def multiple(self) -> int:
+        """Values of a row that are stored together."""
+        return self.format.multiple
+
     def leaves(self, n: int) -> dict[str, RowLeaf]:
         """What a row of n values has in each leaf."""
         return self.format.leaves(n)
 
-    def chunks(self, tensor: Tensor) -> Chunks:
-        """The leaves of a matrix.
+    def open(self, tensor: Tensor) -> Rows:
+        """Reads a matrix; its rows raise UserError where a value is not finite or does not fit.
 
         Raises:
-          UserError: where a value is not finite or does not fit, or the length of a row.
+          UserError: where the length of a row does not fit.
         """
-        n, multiple = tensor.shape[1], self.format.multiple
-        if n % multiple:
+        if (n := tensor.shape[1]) % self.multiple:
             raise UserError(
                 f"the tensor {tensor.name} has rows of {n} values, {self.format.name} stores "
-                f"multiples of {multiple}"
+                f"multiples of {self.multiple}"
             )
         raw = isinstance(self.format, Blocks) and tensor.kind == self.format.name
         return self._packed(tensor) if raw else self._quantized(tensor)
@@ -69,20 +74,28 @@ class Packed:
         """The matrix, or the stack of them, with these leaves."""
         return PackedMatrix(self.format.name, leaves)
 
-    def _packed(self, tensor: Tensor) -> Chunks:
-        for start, raw in _in_chunks(tensor.read(), tensor.shape):
-            leaves = self.format.pack(raw)
+    def _packed(self, tensor: Tensor) -> Rows:
+        raw = tensor.read()
+
+        def pack(rows: slice) -> MatrixLeaves:
+            leaves = self.format.pack(raw[rows])
             if not self.format.finite(leaves):
                 raise UserError(f"the tensor {tensor.name} holds NaN or infinity")
-            yield start, leaves
+            return leaves
 
-    def _quantized(self, tensor: Tensor) -> Chunks:
-        for start, values in _in_chunks(stored_values(tensor), tensor.shape):
+        return pack
+
+    def _quantized(self, tensor: Tensor) -> Rows:
+        values = stored_values(tensor)
+
+        def quantize(rows: slice) -> MatrixLeaves:
             with np.errstate(over="ignore", invalid="ignore"):
-                leaves = self.format.quantize(values)
+                leaves = self.format.quantize(values[rows])
             if not self.format.finite(leaves):
-                raise not_finite(tensor.name, values, self.format.name)
-            yield start, leaves
+                raise not_finite(tensor.name, values[rows], self.format.name)
+            return leaves
+
+        return quantize
 
 
 Storage = Dense | Packed
@@ -163,13 +176,3 @@ def _default(kinds: set[str]) -> str:
     if jax.default_backend() == "cpu" or len(kinds) != 1:
         return "f32"
     return kinds.pop() if kinds <= WEIGHTS.keys() else "f32"
-
-
-def _in_chunks(rows: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
-    """Chunks of equally many rows, for one program; the last may overlap the one before it."""
-    m, n = shape
-    count = -(-m // max(1, _CHUNK // n))
-    size = -(-m // count)
-    for i in range(count):
-        start = min(i * size, m - size)
-        yield start, rows[start : start + size]

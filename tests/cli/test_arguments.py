@@ -101,7 +101,7 @@ def test_model_and_weights_are_handed_on(monkeypatch):
     monkeypatch.setattr(arguments, "load_model", lambda *words: asked.append(words))
     arguments.load(parser().parse_args(["--model", "hf:me/tiny", "--weights", "bf16"]))
     arguments.load(parser().parse_args([]))
-    assert asked[0] == ("hf:me/tiny", "bf16")
+    assert asked[0] == ("hf:me/tiny", "bf16", None)
     assert asked[1][1] is None
 
 

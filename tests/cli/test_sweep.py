@@ -57,10 +57,10 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tiny, monkeypatch, capsys
     measured = []
     measure = runner.measure
 
-    def stop(model, chunks, settings, progress, done=None):
+    def stop(model, chunks, settings, progress, *more):
         if settings.ctx == 64 and len(measured) < 2:
             raise KeyboardInterrupt
-        batches = list(measure(model, chunks, settings, progress, done))
+        batches = list(measure(model, chunks, settings, progress, *more))
         measured.append(sum(len(batch.nll[0]) for _, batch in batches))
         return iter(batches)
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from deltakv_jax.attention.plain import attend_plain
 from deltakv_jax.config import LlamaConfig
-from deltakv_jax.model import Llama
+from deltakv_jax.model import Collectives, Llama
 from deltakv_jax.weights import load_model
 from deltakv_jax.weights.assemble import assemble
 from deltakv_jax.weights.huggingface import HuggingFaceSource
@@ -169,10 +169,8 @@ def test_reduce_sums_both_outputs_of_each_layer():
     """With both gone, the embedding reaches the final norm as it is."""
     model = random()
     positions, tokens = jnp.arange(3)[None], jnp.array([[1, 2, 3]])
-    run = lambda reduce: model.hidden(tokens, positions, None, attend=attend_plain, reduce=reduce)[
-        0
-    ]
-    nothing = run(jnp.zeros_like)
+    nowhere = Collectives(reduce=jnp.zeros_like)
+    nothing, _ = model.hidden(tokens, positions, None, attend=attend_plain, collectives=nowhere)
     x = model.embedding.rows(tokens)
     expected = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5) * model.final_norm[...]
     np.testing.assert_allclose(nothing, expected, rtol=1e-5)

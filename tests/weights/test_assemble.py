@@ -17,7 +17,7 @@ from deltakv_jax.codec.matrices import MATRICES
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.errors import UserError
 from deltakv_jax.linear import PackedMatrix
-from deltakv_jax.weights import Tokenizer, storage
+from deltakv_jax.weights import Tokenizer, filling, storage
 from deltakv_jax.weights.assemble import assemble
 from deltakv_jax.weights.roles import layer_shapes, model_shapes
 from deltakv_jax.weights.source import Tensor
@@ -139,7 +139,7 @@ def test_matrices_are_stored_as_asked_for_and_vectors_in_float32(weights: str):
 @pytest.mark.parametrize("chunk", [1, 700, 3000])
 def test_chunks_make_no_difference(chunk: int, monkeypatch):
     whole = assemble(MemorySource("q4_0"), "native")
-    monkeypatch.setattr(storage, "_CHUNK", chunk)
+    monkeypatch.setattr(filling, "_CHUNK", chunk)
     parts = assemble(MemorySource("q4_0"), "native")
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
