@@ -109,7 +109,12 @@ FAULTS = (
     Fault(
         "attention reads exact K and V, not what is packed",
         f"{EVALUATION}/scoring.py",
-        (('READS = {"cache": attend,', 'READS = {"cache": attend_raw,'),),
+        (
+            (
+                'readers = {"cache": functools.partial(attend, implementation=implementation)',
+                'readers = {"cache": attend_raw',
+            ),
+        ),
         "tests/evaluation/test_scoring.py::test_attention_reads_what_is_packed",
     ),
     Fault(
@@ -261,6 +266,43 @@ FAULTS = (
         "deltakv_jax/cli/mesh.py",
         (("if processes.is_first() else _silence()", "if True else _silence()"),),
         "tests/cli/test_mesh.py::test_two_processes_of_two_devices_give_the_same_tokens",
+    ),
+    Fault(
+        "the kernel takes V's leaves for K's",
+        "pallas/deltakv_pallas/decode.py",
+        (("planes, stack.k, stack.v, *columns)", "planes, stack.v, stack.v, *columns)"),),
+        "tests/pallas/test_decode.py::test_every_format_at_every_length[delta]",
+    ),
+    Fault(
+        "the kernel counts one token too many",
+        "pallas/deltakv_pallas/program.py",
+        (("at[None] <= limits[:, None]", "at[None] <= limits[:, None] + 1"),),
+        "tests/pallas/test_decode.py::test_every_format_at_every_length[delta]",
+    ),
+    Fault(
+        "the kernel's running sum goes on across the end of a group",
+        "pallas/deltakv_pallas/groups.py",
+        (
+            (
+                "jnp.cumsum(x.reshape(len(x), -1, side.group), axis=2).reshape(x.shape)",
+                "jnp.cumsum(x, axis=1)",
+            ),
+        ),
+        "tests/pallas/test_decode.py::test_every_format_at_every_length"
+        "[delta:interval=128/delta:rotate:interval=4]",
+    ),
+    Fault(
+        "the kernel's sum of weights is not reversed",
+        "pallas/deltakv_pallas/program.py",
+        (("weights = spread(total, side) - running(p, side) + p", "weights = running(p, side)"),),
+        "tests/pallas/test_decode.py::test_every_format_at_every_length[delta]",
+    ),
+    Fault(
+        "a group that is longer than a tile begins anew with each tile",
+        "pallas/deltakv_pallas/side.py",
+        (("start % self.format.interval == 0)", "start >= 0)"),),
+        "tests/pallas/test_decode.py::test_every_format_at_every_length"
+        "[delta:interval=128/delta:rotate:interval=4]",
     ),
 )
 

@@ -17,8 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 from jax.sharding import Mesh
 
+from deltakv_jax.attention import Implementation
 from deltakv_jax.errors import UserError
 from deltakv_jax.weights import LoadedModel, demo_folder, load_model
 from deltakv_jax.weights.load import EXPECTED, HUB
@@ -110,6 +112,38 @@ def add_weights_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--weights`."""
     parser.add_argument("--weights", choices=WEIGHTS, help=_WEIGHTS_HELP)
 
+
+def add_attention_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--attention`, which `implementation` reads."""
+    parser.add_argument("--attention", choices=ATTENTION, help=_ATTENTION_HELP)
+
+
+ATTENTION: tuple[Implementation, ...] = ("xla", "pallas", "pallas-interpret")
+
+_ATTENTION_HELP = (
+    "what reads the cache: plain JAX, the GPU kernel, or the kernel interpreted, slowly and on any "
+    "machine (the kernel for single tokens where it was timed on this GPU, or else xla)"
+)
+
+
+def implementation(options: argparse.Namespace) -> Implementation | None:
+    """What `--attention` asks for, if this machine has it."""
+    platform = jax.default_backend()
+    if options.attention == "pallas" and platform != "gpu":
+        raise UserError(
+            f"--attention pallas needs a GPU, and JAX runs on a {platform} here; xla and "
+            "pallas-interpret run on any machine"
+        )
+    return options.attention
+
+
+def attention_note(options: argparse.Namespace) -> str:
+    """What figures must say of how they were made; empty if nothing was asked for."""
+    notes = {"pallas": "; attention by the kernel", "pallas-interpret": f"; {INTERPRETED}"}
+    return notes.get(options.attention, "")
+
+
+INTERPRETED = "attention by the kernel, INTERPRETED: no measure of its speed"
 
 _WEIGHTS_HELP = (
     "what the matrices are stored as; native keeps a GGUF file's blocks packed (default: native "

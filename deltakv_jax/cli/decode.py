@@ -43,6 +43,7 @@ def make_parser(prog: str | None) -> arguments.OneLineParser:
     )
     arguments.add_model_arguments(parser)
     mesh.add_mesh_arguments(parser)
+    arguments.add_attention_argument(parser)
     _add_prompt_arguments(parser)
     _add_chat_arguments(parser)
     _add_cache_arguments(parser)
@@ -98,14 +99,15 @@ def decode(options: argparse.Namespace, say: Say) -> None:
     wanted = request(options)
     _check_targets(options)
     with mesh.opened(options) as devices:
+        wanted = dataclasses.replace(wanted, implementation=arguments.implementation(options))
         loaded = arguments.load(options, devices)
         # stdout is for the JSON alone where it is asked for there
         pages = _Pages(sys.stderr if options.json == "-" else sys.stdout, wanted.prompts)
         outcome = session.run(loaded, wanted, pages.add, say)
         for line in _stop_lines(outcome):
             say(line)
-        figures = _report(loaded, wanted.prompts, outcome)
-        print(_figures(figures), file=sys.stderr)
+        figures = _report(loaded, wanted, outcome)
+        print(_figures(figures) + arguments.attention_note(options), file=sys.stderr)
         if processes.is_first():
             _write_json(options.json, figures)
 
@@ -232,15 +234,17 @@ def _stop_lines(outcome: session.Outcome) -> list[str]:
 
 
 def _report(
-    loaded: LoadedModel, prompts: Sequence[str], outcome: session.Outcome
+    loaded: LoadedModel, wanted: session.Request, outcome: session.Outcome
 ) -> dict[str, Any]:
     """The text and all figures, as plain values for JSON."""
     stops = [stop.name.lower() for stop in outcome.stops]
     keys = ("prompt", "text", "tokens", "stop")
-    rows = zip(prompts or [""] * len(stops), outcome.texts, outcome.tokens, stops, strict=True)
+    prompts = wanted.prompts or [""] * len(stops)
+    rows = zip(prompts, outcome.texts, outcome.tokens, stops, strict=True)
     return {
         "model": loaded.name,
         "kv": session.kv(outcome.cache),
+        "attention": wanted.implementation,
         "sequences": [dict(zip(keys, row, strict=True)) for row in rows],
         "prefill": _timed(outcome.prefill),
         "decode": _timed(outcome.decode),

@@ -31,6 +31,7 @@ def make_parser(prog: str | None) -> arguments.OneLineParser:
     )
     arguments.add_model_arguments(parser)
     mesh.add_mesh_arguments(parser)
+    arguments.add_attention_argument(parser)
     measuring.add_text_argument(parser)
     measuring.add_protocol_argument(parser)
     add = parser.add_argument
@@ -38,7 +39,7 @@ def make_parser(prog: str | None) -> arguments.OneLineParser:
     add("--chunks", type=arguments.positive, metavar="N", help="take the first N (all)")
     measuring.add_format_arguments(parser)
     add("--sequential", action="store_true", help="feed one token at a time, as decoding does")
-    add("--reads", choices=tuple(scoring.READS), default="cache", help=_READS_HELP)
+    add("--reads", choices=scoring.READS, default="cache", help=_READS_HELP)
     add("--by-layer", action="store_true", help="also measure the errors of each layer")
     measuring.add_output_arguments(parser)
     add("--plot", metavar="FILE.png", help="draw the figures there, one file for each text")
@@ -57,6 +58,11 @@ def perplexity(options: argparse.Namespace, say: measuring.Say) -> None:
     measuring.check_json(options)
     if options.by_layer and options.reads != "cache":
         raise UserError("--by-layer measures what the cache holds: leave out --reads raw")
+    if options.attention not in (None, "xla") and (options.by_layer or options.reads != "cache"):
+        raise UserError(
+            f"--attention {options.attention} reads the cache alone: leave out --by-layer and "
+            "--reads raw"
+        )
     if options.distributed and options.resume:
         raise UserError("--resume with --distributed: several processes keep no checkpoints")
     pictures = _pictures(options)
@@ -92,7 +98,8 @@ def _run(
     say: measuring.Say,
 ) -> Run:
     chunks = runner.cut(loaded, text, settings)
-    out.print(_headline(loaded, text.name, chunks, settings))
+    note = arguments.attention_note(options)
+    out.print(_headline(loaded, text.name, chunks, settings) + note)
     checkpoints = None
     if not options.distributed:
         checkpoints = measuring.open_store(options, number, loaded, text, settings, say)
@@ -121,6 +128,7 @@ def _settings(
         sequential=options.sequential,
         reads=options.reads,
         by_layer=options.by_layer,
+        implementation=arguments.implementation(options),
     )
 
 

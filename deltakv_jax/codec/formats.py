@@ -48,8 +48,6 @@ class Format:
       interval: tokens that are coded together as a group.
       chained: whether a value is the running sum of the terms of its group up to it. If not, it
         is its own term, and the interval is 1.
-      operand: the dtype in which a kernel may multiply what is stored. Float16 wherever its
-        rounding loses less than the format has lost, and its range holds the values.
       options: the words that a spec may add, with the smallest value of those that take one.
     """
 
@@ -58,7 +56,6 @@ class Format:
     interval: int = 1
 
     chained: ClassVar[bool] = False
-    operand: ClassVar[Any] = jnp.float16
     options: ClassVar[Mapping[str, int | None]] = {}
 
     def __str__(self) -> str:
@@ -68,6 +65,14 @@ class Format:
             if (value := getattr(self, option)) != getattr(FORMATS[self.name](), option):
                 words.append(option if value is True else f"{option}={value}")
         return ":".join(words)
+
+    @property
+    def operand(self) -> Any:
+        """The dtype in which a kernel may multiply what is stored.
+
+        Float16 where its rounding loses less than the format has, and its range holds the values.
+        """
+        return jnp.float16
 
     def leaves(self, head_dim: int) -> dict[str, Leaf]:
         """The arrays that hold one side. Raises UserError where head_dim does not fit."""
@@ -191,7 +196,11 @@ class _BF16(_Independent):
     """
 
     name: str = "bf16"
-    operand: ClassVar = jnp.float32
+
+    @property
+    def operand(self) -> Any:
+        """Float32, as float16 has not the range."""
+        return jnp.float32
 
     def leaves(self, head_dim: int) -> dict[str, Leaf]:
         return {"bits": Leaf("token", head_dim, jnp.uint16)}

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import deltakv_jax
+from deltakv_jax.attention import Implementation
 from deltakv_jax.codec import KVSpec, parse_spec
 from deltakv_jax.errors import UserError
 from deltakv_jax.evaluation import protocol, results
@@ -48,6 +49,7 @@ class Settings:
       sequential: feed one token at a time, as decoding does.
       reads: what tokens attend to; "raw" is not cache-true.
       by_layer: also measure the errors of each layer.
+      implementation: of attention to the cache.
     """
 
     specs: tuple[KVSpec, ...]
@@ -58,6 +60,7 @@ class Settings:
     sequential: bool = False
     reads: Reads = "cache"
     by_layer: bool = False
+    implementation: Implementation | None = None
 
 
 def default_specs(head_dim: int) -> tuple[tuple[KVSpec, ...], list[str]]:
@@ -138,6 +141,7 @@ def identity(loaded: LoadedModel, text: Text, settings: Settings) -> dict[str, A
         "--chunks": settings.chunks,
         "--kv": [str(spec) for spec in settings.specs],
         "--sequential": settings.sequential,
+        "--attention": settings.implementation,
         "--reads": settings.reads,
         "--by-layer": settings.by_layer,
         "--mesh": loaded.mesh and named(loaded.mesh.shape),
@@ -210,7 +214,13 @@ def _missing(count: int, done: dict[int, Measured], batch: int) -> list[range]:
 
 def _programs(settings: Settings, mesh: Mesh | None) -> list[Program]:
     piece = piece_length(settings.ctx, sequential=settings.sequential)
-    make = functools.partial(chunk_hidden, piece=piece, reads=settings.reads, mesh=mesh)
+    make = functools.partial(
+        chunk_hidden,
+        piece=piece,
+        reads=settings.reads,
+        mesh=mesh,
+        implementation=settings.implementation,
+    )
     return [functools.partial(make, spec=spec) for spec in settings.specs]
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from deltakv_jax.attention import attend
+from deltakv_jax.attention import Implementation, attend
 from deltakv_jax.cache import KVCache
 from deltakv_jax.codec import KVSpec
 from deltakv_jax.evaluation.raw import attend_raw
@@ -54,7 +54,7 @@ def piece_length(ctx: int, *, sequential: bool) -> int:
 
 
 Reads = Literal["cache", "raw"]
-READS = {"cache": attend, "raw": attend_raw}
+READS: tuple[Reads, ...] = ("cache", "raw")
 """What a token attends to: the cache alone, or what is not yet packed (not cache-true)."""
 
 
@@ -65,7 +65,7 @@ def cut_in_pieces(tokens: Int32[Array, " ctx"], piece: int) -> tuple[Array, Arra
     return padded, jnp.minimum(piece, ctx - piece * jnp.arange(pieces))[:, None]
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "piece", "reads", "mesh"))
+@functools.partial(jax.jit, static_argnames=("spec", "piece", "reads", "mesh", "implementation"))
 @typed
 def chunk_hidden(
     model: Llama,
@@ -75,6 +75,7 @@ def chunk_hidden(
     piece: int,
     reads: Reads = "cache",
     mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> Float32[Array, "*data ctx w"]:
     """The final hidden states of one chunk, read through a cache of format `spec`.
 
@@ -86,12 +87,14 @@ def chunk_hidden(
       piece: tokens fed at once; 1 is the route that decoding takes.
       reads: what the tokens of a piece attend to.
       mesh: the devices that share the model.
+      implementation: of attention to the cache.
     """
     on, ctx = collectives_on(mesh), tokens.shape[-1]
+    readers = {"cache": functools.partial(attend, implementation=implementation), "raw": attend_raw}
 
     def run(model: Llama, tokens: Array, empty: KVCache) -> Array:
         def feed(cache: KVCache, at: tuple[Array, Array]) -> tuple[KVCache, Array]:
-            hidden, cache = forward(model, *at, cache, READS[reads], on)
+            hidden, cache = forward(model, *at, cache, readers[reads], on)
             return cache, hidden[0]
 
         _, hidden = jax.lax.scan(feed, empty, cut_in_pieces(tokens.reshape(ctx), piece))

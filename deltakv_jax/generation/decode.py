@@ -29,6 +29,7 @@ from jax.experimental import io_callback
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float32, Int32, Key
 
+from deltakv_jax.attention import Implementation
 from deltakv_jax.cache import KVCache
 from deltakv_jax.generation.sampling import GREEDY, Sampling, sample, sequence_keys
 from deltakv_jax.generation.steps import next_logits
@@ -88,6 +89,7 @@ def decode(
     eos_ids: Collection[int] = (),
     on_step: Callable[[Step], object] = lambda step: None,
     mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> Decoded:
     """Draws tokens until every sequence has met its end, the limit or a full cache.
 
@@ -102,6 +104,7 @@ def decode(
       on_step: called in this thread with the tokens of each step as they are made. What it raises
         ends the loop and is raised here; the cache is lost then.
       mesh: the devices that share model and cache.
+      implementation: of attention.
     """
     keys = put(mesh, BATCH, sequence_keys(0, len(logits)) if keys is None else keys)
     eos, limit = np.array(sorted(eos_ids), np.int32), np.int32(max_new_tokens)
@@ -114,7 +117,8 @@ def decode(
 
     with _Channel() as channel:
         arguments = (model, logits, cache, keys, sampling, eos, limit, channel.number)
-        program = decode_loop.lower(*arguments, mesh=mesh).compile()
+        static = {"mesh": mesh, "implementation": implementation}
+        program = decode_loop.lower(*arguments, **static).compile()
         (stops, cache), seconds = channel.follow(lambda: _timed(program, arguments), take)
     return Decoded(tokens, [Stop(stop) for stop in to_host(stops).tolist()], cache, seconds)
 
@@ -135,7 +139,7 @@ class _State(NamedTuple):
     cache: KVCache
 
 
-@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("mesh", "implementation"), donate_argnames="cache")
 @typed
 def decode_loop(
     model: Llama,
@@ -148,6 +152,7 @@ def decode_loop(
     channel: Int32[Array, ""],
     *,
     mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> tuple[Int32[Array, " b"], KVCache]:
     """The loop itself: the `Stop` of each sequence and the cache (donated).
 
@@ -155,8 +160,10 @@ def decode_loop(
     """
     cached = cache_specs(cache)
     inputs = (model_specs(model), BATCH, cached, BATCH, WHOLE, WHOLE, WHOLE, WHOLE)
-    loop = spread(mesh, functools.partial(_loop, mesh=mesh), inputs, (WHOLE, cached))
-    return loop(model, logits, cache, keys, sampling, eos, limit, channel)
+    loop = functools.partial(_loop, mesh=mesh, implementation=implementation)
+    return spread(mesh, loop, inputs, (WHOLE, cached))(
+        model, logits, cache, keys, sampling, eos, limit, channel
+    )
 
 
 def _loop(
@@ -170,8 +177,12 @@ def _loop(
     channel: Array,
     *,
     mesh: Mesh | None,
+    implementation: Implementation | None,
 ) -> tuple[Array, KVCache]:
     """`decode_loop` on one device, over its sequences; the stops are those of all."""
+    feed = functools.partial(
+        next_logits, collectives=collectives_on(mesh), implementation=implementation
+    )
 
     def draw(step: Array, logits: Array, stops: Array, cache: KVCache) -> _State:
         tokens = sample(logits, keys, step, sampling)
@@ -186,7 +197,7 @@ def _loop(
 
     def feed_and_draw(state: _State) -> _State:
         running = state.stops == Stop.RUNNING
-        logits, cache = next_logits(model, state.tokens, running, state.cache, collectives_on(mesh))
+        logits, cache = feed(model, state.tokens, running, state.cache)
         return draw(state.step, logits, state.stops, cache)
 
     begun = jnp.where(limit > 0, Stop.RUNNING, Stop.LIMIT)

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from deltakv_jax.attention import Implementation
 from deltakv_jax.cache import KVCache, cache_bytes, make_cache
 from deltakv_jax.cache.grow import grow
 from deltakv_jax.codec import KVSpec, parse_spec
@@ -48,6 +49,7 @@ class Request:
       special: special tokens in the prompts are no plain text.
       chat: the prompts are what a user says, and the model's chat template is put around them.
       system: what the conversation begins with, for `chat`.
+      implementation: of attention.
     """
 
     prompts: tuple[str, ...]
@@ -61,6 +63,7 @@ class Request:
     special: bool = False
     chat: bool = False
     system: str | None = None
+    implementation: Implementation | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +157,10 @@ def _prefill(
             cache = make_on(mesh, functools.partial(grow, capacity=capacity), cache)
         if not prompts:
             return saved._replace(cache=cache), Timed(0, 0.0)
-    compile_prefill(loaded.model, prompts, cache, mesh=mesh)
+    static = {"mesh": mesh, "implementation": request.implementation}
+    compile_prefill(loaded.model, prompts, cache, **static)
     start = time.perf_counter()
-    logits, cache = jax.block_until_ready(prefill(loaded.model, prompts, cache, mesh=mesh))
+    logits, cache = jax.block_until_ready(prefill(loaded.model, prompts, cache, **static))
     seconds = time.perf_counter() - start
     last = put(mesh, WHOLE, np.array([prompt[-1] for prompt in prompts], np.int32))
     return Prefilled(logits, last, cache), Timed(sum(map(len, prompts)), seconds)
@@ -198,6 +202,7 @@ def _decode(
         eos_ids=loaded.tokenizer.eos_ids,
         on_step=texts.take,
         mesh=loaded.mesh,
+        implementation=request.implementation,
     )
     texts.end()
     for number, stop in enumerate(decoded.stops, 1):

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float32, Int32
 
-from deltakv_jax import attention
+from deltakv_jax.attention import Implementation, attend
 from deltakv_jax.cache import KVCache, advance, make_cache
 from deltakv_jax.codec import KVSpec
 from deltakv_jax.config import LlamaConfig
@@ -57,7 +57,7 @@ def forward(
     tokens: Int32[Array, "b t"],
     counts: Int32[Array, " b"],
     cache: KVCache,
-    attend: Callable[..., tuple[Array, KVCache]] = attention.attend,
+    attend: Callable[..., tuple[Array, KVCache]] = attend,
     collectives: Collectives = ONE_DEVICE,
 ) -> tuple[Float32[Array, "b t w"], KVCache]:
     """Runs the model over the first `counts` of `tokens` of each sequence; the rest is padding.
@@ -67,7 +67,7 @@ def forward(
       tokens: of each sequence.
       counts: tokens of each sequence that are not padding.
       cache: holds what came before them.
-      attend: takes the arguments of `attention.attend`.
+      attend: takes the arguments of `attention.attend`, which it is by default.
       collectives: of the devices that share the model.
 
     Returns:
@@ -75,21 +75,26 @@ def forward(
       the tokens written. A sequence of count 0 is left as it is.
     """
     positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
-    attend = functools.partial(attend, counts=counts)
-    hidden, cache = model.hidden(tokens, positions, cache, attend=attend, collectives=collectives)
+    counted = functools.partial(attend, counts=counts)
+    hidden, cache = model.hidden(tokens, positions, cache, attend=counted, collectives=collectives)
     return hidden, advance(cache, counts)
 
 
-@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("mesh", "implementation"), donate_argnames="cache")
 @typed
 def decode_step(
-    model: Llama, tokens: Int32[Array, " b"], cache: KVCache, *, mesh: AnyMesh | None = None
+    model: Llama,
+    tokens: Int32[Array, " b"],
+    cache: KVCache,
+    *,
+    mesh: AnyMesh | None = None,
+    implementation: Implementation | None = None,
 ) -> tuple[Float32[Array, "b v"], KVCache]:
     """Feeds one token to each sequence: the logits of the next one, and the cache (donated)."""
 
     def step(model: Llama, tokens: Array, cache: KVCache) -> tuple[Array, KVCache]:
         live = jnp.ones(tokens.shape, bool)
-        return next_logits(model, tokens, live, cache, collectives_on(mesh))
+        return next_logits(model, tokens, live, cache, collectives_on(mesh), implementation)
 
     cached = cache_specs(cache)
     inputs, outputs = (model_specs(model), BATCH, cached), (BATCH, cached)
@@ -103,15 +108,22 @@ def next_logits(
     live: Bool[Array, " b"],
     cache: KVCache,
     collectives: Collectives = ONE_DEVICE,
+    implementation: Implementation | None = None,
 ) -> tuple[Float32[Array, "b v"], KVCache]:
     """Feeds one token to each sequence that is `live`; the logits of the others mean nothing."""
     counts = live.astype(jnp.int32)
-    hidden, cache = forward(model, tokens[:, None], counts, cache, collectives=collectives)
+    reader = functools.partial(attend, implementation=implementation)
+    hidden, cache = forward(model, tokens[:, None], counts, cache, reader, collectives)
     return model.logits(hidden[:, 0], collectives), cache
 
 
 def prefill(
-    model: Llama, prompts: Sequence[Sequence[int]], cache: KVCache, *, mesh: Mesh | None = None
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
+    cache: KVCache,
+    *,
+    mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> tuple[Array, KVCache]:
     """Appends a prompt to each sequence of the cache, whatever their lengths.
 
@@ -120,6 +132,7 @@ def prefill(
       prompts: token ids, one non-empty list per sequence.
       cache: holds whatever came before the prompts; donated.
       mesh: the devices that share model and cache.
+      implementation: of attention.
 
     Returns:
       The logits [b v], float32, of each prompt's last token, and the cache.
@@ -130,11 +143,15 @@ def prefill(
     check_fit(prompts, cache)
     logits = _no_logits(model, prompts, mesh)
     for tokens, counts in pieces(prompts):
-        logits, cache = prefill_piece(model, tokens, counts, logits, cache, mesh=mesh)
+        logits, cache = prefill_piece(
+            model, tokens, counts, logits, cache, mesh=mesh, implementation=implementation
+        )
     return logits, cache
 
 
-@functools.partial(jax.jit, static_argnames="mesh", donate_argnames=("logits", "cache"))
+@functools.partial(
+    jax.jit, static_argnames=("mesh", "implementation"), donate_argnames=("logits", "cache")
+)
 @typed
 def prefill_piece(
     model: Llama,
@@ -144,12 +161,14 @@ def prefill_piece(
     cache: KVCache,
     *,
     mesh: AnyMesh | None = None,
+    implementation: Implementation | None = None,
 ) -> tuple[Float32[Array, "b v"], KVCache]:
     """Feeds the first `counts` of `tokens`; `logits` stay those of each sequence's last token."""
     on = collectives_on(mesh)
 
     def piece(model, tokens, counts, logits, cache):
-        hidden, cache = forward(model, tokens, counts, cache, collectives=on)
+        reader = functools.partial(attend, implementation=implementation)
+        hidden, cache = forward(model, tokens, counts, cache, reader, on)
         last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
         return jnp.where(counts[:, None] > 0, model.logits(last, on), logits), cache
 
@@ -159,12 +178,19 @@ def prefill_piece(
 
 
 def compile_prefill(
-    model: Llama, prompts: Sequence[Sequence[int]], cache: KVCache, *, mesh: Mesh | None = None
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
+    cache: KVCache,
+    *,
+    mesh: Mesh | None = None,
+    implementation: Implementation | None = None,
 ) -> None:
     """Compiles what `prefill` with these arguments runs, so that it can be timed."""
     logits = _no_logits(model, prompts, mesh)
     for tokens, counts in {piece[0].shape: piece for piece in pieces(prompts)}.values():
-        prefill_piece.lower(model, tokens, counts, logits, cache, mesh=mesh).compile()
+        prefill_piece.lower(
+            model, tokens, counts, logits, cache, mesh=mesh, implementation=implementation
+        ).compile()
 
 
 def _no_logits(model: Llama, prompts: Sequence[Sequence[int]], mesh: Mesh | None) -> Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, use_abstract_mesh
 
+from deltakv_jax.attention import Implementation
 from deltakv_jax.cache import KVCache
 from deltakv_jax.codec import KVSpec
 from deltakv_jax.generation import steps
@@ -113,9 +114,9 @@ def lower_decode(shapes: Shapes, mesh: AbstractMesh, platform: str) -> str:
       mesh: a `named_mesh`.
       platform: "rocm" or "cuda".
     """
-    # the place to ask the step for Pallas kernels, which are then custom calls in the text
     with use_abstract_mesh(mesh):
-        return _traced_decode(shapes).lower(lowering_platforms=(platform,)).as_text()
+        traced = _traced_decode(shapes, "pallas")
+        return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 def _placed(shapes: Any, places: Any) -> Any:
@@ -128,9 +129,13 @@ def _leaf_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
 
 
-def _traced_decode(shapes: Shapes) -> jax.stages.Traced:
+def _traced_decode(
+    shapes: Shapes, implementation: Implementation | None = None
+) -> jax.stages.Traced:
     tokens = shapes.given(jnp.int32)
-    return steps.decode_step.trace(shapes.model, tokens, shapes.cache, mesh=shapes.mesh)
+    return steps.decode_step.trace(
+        shapes.model, tokens, shapes.cache, mesh=shapes.mesh, implementation=implementation
+    )
 
 
 def _compiled(traced: jax.stages.Traced) -> Program:

@@ -123,7 +123,7 @@ def _calls(lowered: dict[str, int]) -> str:
 
 
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+    return "\n".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
 
 def _by_hand(run: Run, plans: Sequence[Plan]) -> Iterator[str]:

@@ -3,10 +3,10 @@
     python scripts/bench/tune.py [--target gfx906] [--format delta]
 
 tries tiles, warps and stages for every format and shape. On a GPU it times them and prints the
-fastest row of each; with these in the table the kernel is taken unasked. With `--target` it compiles them for a GPU that is not
-at hand: a shape gets a row only where the general one spills registers or leaves no room for a
-second wave (more than 128 vector registers), and of those that do not, it gets the one with the
-fewest vector and local memory instructions for a token.
+fastest row of each; with these in the table the kernel is taken unasked. With `--target` it
+compiles them for a GPU that is not at hand: a shape gets a row only where the general one spills
+registers or leaves no room for a second wave (more than 128 vector registers), and of those that
+do not, it gets the one with the fewest vector and local memory instructions for a token.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """A model over four devices against the same model on one."""
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from deltakv_jax.cache import KVCache, advance, make_cache, write
+from deltakv_jax.cache import KVCache, advance, write
 from deltakv_jax.codec import parse_spec
 from deltakv_jax.evaluation.protocol import Chunks
 from deltakv_jax.evaluation.runner import Settings, evaluate
@@ -19,19 +20,17 @@ from deltakv_jax.generation.decode import Stop, decode
 from deltakv_jax.generation.steps import decode_step, empty_cache, prefill
 from deltakv_jax.parallel.collectives import spread
 from deltakv_jax.parallel.mesh import make_mesh
-from deltakv_jax.parallel.placement import make_on
 from deltakv_jax.parallel.sharding import BATCH, TENSOR, cache_specs
 from deltakv_jax.weights import LoadedModel
 from tests.parallel.material import CONFIG, PROMPTS, model_on, tensor4
 
 CAPACITY = 64
-NEW = 24
-
+NEW = 24  # tokens decoded
 TOKENS = 33  # written at once, before one more by itself
 
 
-def begin(mesh, spec: str = "f32"):
-    cache = empty_cache(CONFIG, parse_spec(spec), capacity=CAPACITY, batch=2, mesh=mesh)
+def begin(mesh):
+    cache = empty_cache(CONFIG, parse_spec("f32"), capacity=CAPACITY, batch=2, mesh=mesh)
     return prefill(model_on(mesh), PROMPTS, cache, mesh=mesh)
 
 
@@ -50,27 +49,20 @@ def test_logits_and_tokens_are_those_of_one_device():
     np.testing.assert_array_equal(got.cache.lengths, want.cache.lengths)
 
 
-def cache_of(specs, mesh=None, batch: int = 2) -> KVCache:
-    make = functools.partial(
-        make_cache,
-        [parse_spec(spec) for spec in specs],
-        layers=len(specs),
-        kv_heads=CONFIG.kv_heads,
-        head_dim=CONFIG.head_dim,
-        capacity=CAPACITY,
-        batch=batch,
-    )
-    return make_on(mesh, make)
+def caches_of(kinds: tuple[str, ...], mesh) -> tuple[KVCache, ...]:
+    """A cache of one layer for each kind: a write touches the stacks of all kinds of a cache."""
+    config = dataclasses.replace(CONFIG, layers=1)
+    make = functools.partial(empty_cache, config, capacity=CAPACITY, batch=2, mesh=mesh)
+    return tuple(make(parse_spec(kind)) for kind in kinds)
 
 
-def fill(cache: KVCache, k: jax.Array, v: jax.Array) -> KVCache:
-    """Writes the tokens of each layer, the last one by itself, as decoding does."""
-    many, one = (jnp.full(k.shape[1], count) for count in (TOKENS, 1))
+def fill(caches: tuple[KVCache, ...], k: jax.Array, v: jax.Array) -> tuple[KVCache, ...]:
+    """Writes the tokens to each cache, the last one by itself, as decoding does."""
+    many, one = (jnp.full(k.shape[0], count) for count in (TOKENS, 1))
     for part, counts in ((slice(TOKENS), many), (slice(TOKENS, None), one)):
-        for layer in range(len(k)):
-            cache = write(cache, layer, k[layer, :, part], v[layer, :, part], counts)
-        cache = advance(cache, counts)
-    return cache
+        written = (write(cache, 0, k[:, part], v[:, part], counts) for cache in caches)
+        caches = tuple(advance(cache, counts) for cache in written)
+    return caches
 
 
 @pytest.mark.parametrize(
@@ -82,12 +74,12 @@ def fill(cache: KVCache, k: jax.Array, v: jax.Array) -> KVCache:
 )
 def test_equal_keys_and_values_give_equal_bytes_in_every_format(kinds):
     mesh, rng = tensor4(), np.random.default_rng(0)
-    shape = (len(kinds), 2, TOKENS + 1, CONFIG.kv_heads, CONFIG.head_dim)
+    shape = (2, TOKENS + 1, CONFIG.kv_heads, CONFIG.head_dim)
     k, v = (rng.standard_normal(shape, np.float32) for _ in "kv")
-    want = jax.jit(fill)(cache_of(kinds), k, v)
-    cache, tokens = cache_of(kinds, mesh), P(None, None, None, TENSOR)
-    specs = cache_specs(cache)
-    got = jax.jit(spread(mesh, fill, (specs, tokens, tokens), specs))(cache, k, v)
+    want = jax.jit(fill)(caches_of(kinds, None), k, v)
+    caches, tokens = caches_of(kinds, mesh), P(None, None, TENSOR)
+    specs = tuple(map(cache_specs, caches))
+    got = jax.jit(spread(mesh, fill, (specs, tokens, tokens), specs))(caches, k, v)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
         assert np.any(a)

@@ -91,9 +91,11 @@ def test_a_step_meets_twice_a_layer_once_for_the_embedding_and_once_for_the_logi
     ]
 
 
-def test_the_step_lowered_for_rocm_holds_the_collectives():
+def test_the_step_lowered_for_rocm_holds_the_collectives_and_the_kernel():
+    """The loop over layers stands once, so the kernel does, with two of the all-reduces."""
     _, planned = on_four()
-    assert planned.lowered == {"all-reduce": 3, "all-gather": 1}
+    kernel = "custom-call __gpu$xla.gpu.triton"
+    assert planned.lowered == {"all-reduce": 3, "all-gather": 1, kernel: 1}
 
 
 def test_what_is_read_bounds_the_speed():
