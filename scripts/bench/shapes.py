@@ -48,6 +48,16 @@ DEPTHS = {
     "narrow_80_layers": dataclasses.replace(NARROW, layers=80),
 }
 
+HEADS = {"llama3_8b": (32, 8), "llama3_70b_of_4": (16, 2)}
+"""Query heads and kv heads of one device; four devices share the 70B."""
+CONTEXTS = {"2k": 2048, "8k": 8192, "32k": 32768, "128k": 131072}
+BATCHES = {"": 1, "_batch_8": 8, "_batch_32": 32}
+
 ATTENTION = {
-    "llama3_8b_decode_8k": AttentionShape(batch=1, tokens=8192, heads=32, kv_heads=8, head_dim=128),
+    f"{model}_decode_{context}{suffix}": AttentionShape(
+        batch=batch, tokens=tokens, heads=heads, kv_heads=kv_heads, head_dim=128
+    )
+    for model, (heads, kv_heads) in HEADS.items()
+    for context, tokens in CONTEXTS.items()
+    for suffix, batch in BATCHES.items()
 }

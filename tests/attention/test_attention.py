@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deltakv_jax.attention import tiled as tiled_module
 from deltakv_jax.attention.reference import attend_reference
 from deltakv_jax.attention.tiled import attend_tiled
 from deltakv_jax.cache import KVCache, make_cache, read
@@ -26,7 +27,7 @@ KINDS = (
     "delta/f32",
     "delta:rotate:interval=16/delta:interval=6",
 )
-HEAD_DIM, KV_HEADS, CAPACITY = 32, 2, 1219  # three tiles, the last one short, and spare rows
+HEAD_DIM, KV_HEADS, CAPACITY = 32, 2, 1219  # two tiles or three, the last one short, and spare rows
 INTERVALS = (4, 6, 16, 32)
 RATIO, BATCH = 4, 6
 MANY = 20  # query tokens of a prefill; times RATIO, more than the values of a head
@@ -70,7 +71,7 @@ def row_errors(got, want) -> np.ndarray:
 
 
 def lengths_about(interval: int) -> list[int]:
-    """Ragged, with a remainder of a group and more than two tiles."""
+    """Ragged, with a remainder of a group and more than one tile."""
     return [1, interval - 1, interval, interval + 1, 3 * interval + 5, 1200 + interval % 7]
 
 
@@ -139,10 +140,19 @@ def test_what_stands_behind_a_position_is_not_seen(layer):
     assert row_errors(tiled(q, positions, mixed, layer), want).max() <= TOLERANCE
 
 
-# The comparison must be able to fail: each fault is far outside the tolerance.
-
-
 CHAIN = make(("delta:interval=4",), batch=2, capacity=70)
+
+
+@pytest.mark.parametrize("values", [1, 2 * KV_HEADS * HEAD_DIM * 13])
+def test_tiles_are_whole_groups_however_small(values, monkeypatch):
+    """One group a tile, and three: as many as a large batch leaves room for."""
+    monkeypatch.setattr(tiled_module, "_TILE_VALUES", values)
+    q, positions = queries(1, batch=2), ending_at([70, 41])
+    got = jax.jit(lambda *inputs: attend_tiled(*inputs))(q, positions, CHAIN, jnp.int32(0))
+    assert row_errors(got, reference(q, positions, CHAIN, jnp.int32(0))).max() <= TOLERANCE
+
+
+# The comparison must be able to fail: each fault is far outside the tolerance.
 
 
 def test_the_comparison_sees_k_in_place_of_v():

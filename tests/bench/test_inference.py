@@ -3,17 +3,13 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from deltakv_jax.attention.reference import attend_reference
 from deltakv_jax.config import LlamaConfig
-from scripts.bench import attention_speed, inference, model_speed, timing
-from scripts.bench.plain_bf16 import FORMS, TILE
+from scripts.bench import inference, model_speed, timing
 from scripts.bench.results import Row
-from scripts.bench.shapes import MODELS, AttentionShape
+from scripts.bench.shapes import MODELS
 
-SHAPE = AttentionShape(batch=2, tokens=2 * TILE, heads=8, kv_heads=2, head_dim=32)
 TINY = LlamaConfig(
     vocab_size=64,
     width=32,
@@ -28,36 +24,6 @@ TINY = LlamaConfig(
     tied=True,
 )
 ROW = Row(part="p", shape="s", what="w", figure=2.0, unit="ms", ratio=1.25)
-
-
-@pytest.fixture(scope="module")
-def attended():
-    """Queries, one layer, and what the reference makes of a bfloat16 cache of it."""
-    layer = attention_speed.random_layer(SHAPE, seed=0)
-    q = jax.random.normal(jax.random.key(1), (SHAPE.batch, SHAPE.heads, SHAPE.head_dim))
-    cache = attention_speed.filled_cache(SHAPE, "bf16", [layer])
-    positions = jnp.full((SHAPE.batch, 1), SHAPE.tokens - 1, jnp.int32)
-    return q, layer, attend_reference(q[:, None], positions, cache, 0)[:, 0]
-
-
-def row_error(got, want):
-    """The largest relative error of any one output row."""
-    return jnp.max(jnp.linalg.norm(got - want, axis=-1) / jnp.linalg.norm(want, axis=-1))
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_every_form_of_the_baseline_attends_to_all_tokens(name, attended):
-    q, (keys, values), want = attended
-    form = FORMS[name]
-    got = jax.jit(form.attend)(q, form.store(keys), form.store(values))
-    assert row_error(got, want) < 0.02  # operands in bfloat16
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_the_comparison_sees_k_in_place_of_v(name, attended):
-    q, (keys, _), want = attended
-    form = FORMS[name]
-    assert row_error(form.attend(q, form.store(keys), form.store(keys)), want) > 0.5
 
 
 def test_weights_are_counted_as_the_model_has_them():

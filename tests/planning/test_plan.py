@@ -189,7 +189,7 @@ def test_the_report_tells_everything_and_the_json_exactly():
     assert got["total_bytes"] == planned.total_bytes
     assert got["by_hand"]["bytes"] == planned.weight_bytes + planned.cache_bytes
     assert got["collectives"][0] == {"kind": "all-reduce", "bytes": 1024, "times": 1}
-    assert "7 all-reduce, 1 all-gather" in [
+    assert "7 all-reduce\n1 all-gather" in [
         cell for column in report.table(run, [planned]).columns for cell in column.cells
     ]
     assert "By hand, q4_0 cache: 2 x 3 layers x 8 kv heads" in report.legend(run, [planned])

@@ -1,4 +1,4 @@
-"""Decode attention over a plain bfloat16 cache, in every form that XLA may like best.
+"""Decode attention over a plain cache, in every form that XLA may like best.
 
 A fair baseline needs several: XLA:CPU widens a whole bfloat16 array again in every iteration of a
 loop that slices it, so one form may be 20 times slower than another, and which differs by machine.
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 TILE = 512  # tokens
+DTYPES = {"bf16": jnp.bfloat16, "f16": jnp.float16, "f32": jnp.float32}
+LIBRARY = "dot_product_attention"
 
 
 class Form(NamedTuple):
@@ -25,7 +27,7 @@ class Form(NamedTuple):
 
 
 def _whole(axes: str, q: Array, keys: Array, values: Array) -> Array:
-    """Two products over the whole cache, operands in bfloat16, sums in float32."""
+    """Two products over the whole cache, operands in its dtype, sums in float32."""
     kv_heads = keys.shape[axes.index("k")]
     grouped = (_grouped(q, kv_heads)).astype(keys.dtype)
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -73,17 +75,20 @@ def _from_bits(x: Array) -> Array:
     return jax.lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
 
 
-_b = lambda x: x.astype(jnp.bfloat16)
-
-FORMS = {
-    "einsum [b s k d]": Form(_b, partial(_whole, "bskd")),
-    "einsum [b k s d]": Form(lambda x: _b(x).transpose(0, 2, 1, 3), partial(_whole, "bksd")),
-    "einsum [b k d s]": Form(lambda x: _b(x).transpose(0, 2, 3, 1), partial(_whole, "bkds")),
-    "tiles": Form(
-        lambda x: _b(x).transpose(0, 2, 1, 3), partial(_tiled, lambda x: x.astype(jnp.float32))
-    ),
-    "tiles of uint16": Form(
-        lambda x: _bits(_b(x).transpose(0, 2, 1, 3)), partial(_tiled, _from_bits)
-    ),
-    "dot_product_attention": Form(_b, _library),
-}
+def forms(dtype: str) -> dict[str, Form]:
+    """Every form over a cache of one of `DTYPES` that this machine can run."""
+    stored = DTYPES[dtype]
+    plain = lambda x: x.astype(stored)
+    rows = lambda x: plain(x).transpose(0, 2, 1, 3)
+    columns = lambda x: plain(x).transpose(0, 2, 3, 1)
+    found = {
+        "einsum [b s k d]": Form(plain, partial(_whole, "bskd")),
+        "einsum [b k s d]": Form(rows, partial(_whole, "bksd")),
+        "einsum [b k d s]": Form(columns, partial(_whole, "bkds")),
+        "tiles": Form(rows, partial(_tiled, lambda x: x.astype(jnp.float32))),
+    }
+    if stored == jnp.bfloat16:
+        found["tiles of uint16"] = Form(lambda x: _bits(rows(x)), partial(_tiled, _from_bits))
+    if stored != jnp.float16 or jax.default_backend() != "cpu":  # XLA:CPU refuses its product
+        found[LIBRARY] = Form(plain, _library)
+    return found
