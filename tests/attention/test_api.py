@@ -77,7 +77,7 @@ def test_a_token_reads_its_own_position_as_it_is_stored(layer):
     """The first token attends to itself alone: its output is its V as packed."""
     q, k, v = tokens(6)
     out, written, _ = step(layer, q, k, v, empty(), jnp.array([6, 6]))
-    stored = np.repeat(read(written, layer)[1][:, :, 0], HEADS // KV_HEADS, axis=1)
+    stored = np.repeat(jax.jit(read)(written, layer)[1][:, :, 0], HEADS // KV_HEADS, axis=1)
     np.testing.assert_allclose(out[:, 0], stored, atol=1e-6)
     if KINDS[int(layer)] in ("q4_0/delta:interval=4", "delta:interval=6/q8_0"):
         assert abs(out[:, 0] - np.repeat(v[:, 0], HEADS // KV_HEADS, axis=1)).max() > 1e-4
@@ -101,7 +101,7 @@ def test_with_an_f32_cache_it_is_plain_causal_attention():
     q, k, v = tokens(6)
     out, *_ = step(jnp.int32(0), q, k, v, empty(), jnp.array([6, 6]))
     rope = rope_tables(CONFIG, jnp.tile(jnp.arange(6), (2, 1)))
-    want, nothing = attend_plain(0, jnp.array(q), jnp.array(k), jnp.array(v), rope)
+    want, nothing = jax.jit(attend_plain)(0, q, k, v, rope)
     np.testing.assert_allclose(out, want, atol=1e-5)
     assert nothing is None
 

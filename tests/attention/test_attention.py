@@ -114,7 +114,7 @@ def attend_by_hand(q, positions, k, v) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("ratio", [1, 2, 4, 8])
+@pytest.mark.parametrize("ratio", [1, 4])
 def test_query_heads_share_kv_heads_in_order(ratio):
     """Both ways of computing it, against a loop over heads."""
     cache = make(("delta:interval=16/delta:interval=4",), batch=2, capacity=70)

@@ -3,14 +3,9 @@
 import functools
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 from deltakv_jax.cli import claims, coherence, perplexity
 from deltakv_jax.config import LlamaConfig
@@ -19,6 +14,7 @@ from deltakv_jax.evaluation.claims import document, experiments, general, on_mod
 from deltakv_jax.evaluation.claims.findings import read_all
 from deltakv_jax.model import Llama
 from tests.evaluation.claims import samples
+from tests.models import random_model
 
 ROOT = Path(__file__).parents[2]
 CONFIG = LlamaConfig(
@@ -38,7 +34,7 @@ CONFIG = LlamaConfig(
 
 @functools.cache
 def random_llama() -> Llama:
-    return jax.jit(lambda: Llama(CONFIG, dtype=jnp.float32, rngs=nnx.Rngs(0)))()
+    return random_model(CONFIG)
 
 
 @pytest.fixture
@@ -183,15 +179,3 @@ def test_defaults_are_the_demo_on_two_texts():
     options = claims.make_parser(None).parse_args([])
     assert (options.model, options.text) == ("demo", ["python-docs", "python-code"])
     assert (options.out, options.report) == (Path("results"), Path("RESULTS.md"))
-
-
-def test_the_script_is_the_command():
-    script = [sys.executable, str(ROOT / "scripts" / "claims.py"), "--help"]
-    command = [sys.executable, "-m", "deltakv_jax.cli.main", "claims", "--help"]
-    env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'pallas'}", "PATH": "", "COLUMNS": "80"}
-    shown = [
-        subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout
-        for words in (script, command)
-    ]
-    assert shown[0].split("options:")[1] == shown[1].split("options:")[1]
-    assert "--report" in shown[0]

@@ -1,8 +1,6 @@
 """The command from arguments to table, JSON and picture, and its errors in one line."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -90,11 +88,3 @@ def test_a_bad_argument_is_one_line(capsys, words, says):
     assert not out
     assert err.count("\n") == 1
     assert says in err
-
-
-def test_the_script_is_the_command():
-    script = [sys.executable, str(ROOT / "scripts" / "coherence.py"), "--help"]
-    env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'pallas'}", "PATH": "", "COLUMNS": "80"}
-    shown = subprocess.run(script, capture_output=True, text=True, check=True, env=env).stdout
-    assert "--interval" in shown
-    assert "--plot" in shown

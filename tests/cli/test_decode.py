@@ -10,18 +10,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from flax import nnx
+from safetensors.numpy import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers
 
 from deltakv_jax.cli import decode
 from deltakv_jax.cli.decode import main
 from deltakv_jax.config import LlamaConfig
-from deltakv_jax.model import Llama
-from deltakv_jax.weights import save_model, storage
+from deltakv_jax.errors import UserError
+from deltakv_jax.generation import session
+from deltakv_jax.weights import save_model
+from tests.models import random_model
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "continuation.json").read_text())
@@ -33,12 +34,15 @@ CONFIG = LlamaConfig(
     kv_heads=2,
     head_dim=32,
     ffn=48,
-    context=64,
+    context=16,
     rope_theta=10000.0,
     norm_eps=1e-5,
     tied=False,
 )
-SHORT = ("--prompt", "abc", "--max-new-tokens", "12")  # one length: what it compiles is shared
+# Of one format, and with one room of 16 tokens: what one run compiles is there for the others.
+F32 = ("--kv", "f32")
+SHORT = ("--prompt", "abc", "--max-new-tokens", "12", *F32)
+BEYOND = ("--beyond-context",)  # always with 26 tokens in all
 
 
 def make_folder(folder: Path, config: LlamaConfig, seed: int = 0) -> str:
@@ -51,8 +55,7 @@ def make_folder(folder: Path, config: LlamaConfig, seed: int = 0) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     folder.mkdir()
     tokenizer.save(str(folder / "bytes.json"))
-    model = Llama(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
-    save_model(folder, model, folder / "bytes.json", bos="<bos>", eos="<eos>")
+    save_model(folder, random_model(config, seed), folder / "bytes.json", bos="<bos>", eos="<eos>")
     return str(folder)
 
 
@@ -93,6 +96,12 @@ def refuse(folder, capsys):
     return refuse
 
 
+@pytest.fixture
+def saved(run, tmp_path) -> str:
+    run(*SHORT, "--save-cache", str(tmp_path / "saved"))
+    return str(tmp_path / "saved")
+
+
 def texts(result: dict) -> list[str]:
     return [sequence["text"] for sequence in result["sequences"]]
 
@@ -113,6 +122,7 @@ def test_the_demo_model_goes_on_without_any_argument(capsys):
     out, err = capsys.readouterr()
     assert len(out) > 100
     assert err.startswith("prompt 1: ")
+    assert "cache    f16, " in err
 
 
 def test_text_goes_to_stdout_and_figures_to_stderr(run):
@@ -121,27 +131,26 @@ def test_text_goes_to_stdout_and_figures_to_stderr(run):
     assert "prompt 1: 'abc'" in result["err"]
     assert "prefill  4 tokens in" in result["err"]
     assert "decode   11 tokens in" in result["err"]
-    assert "f16, 16 tokens: 16 bits per value, 8192 bytes (f16: 8192)" in result["err"]
+    assert "f32, 16 tokens: 32 bits per value, 16384 bytes (f16: 8192)" in result["err"]
 
 
 def test_the_figures(run):
-    result = run("--prompt", "abc", "--max-new-tokens", "28", "--kv", "delta")
-    assert result["kv"] == "delta"
+    result = run("--prompt", "abc", "--max-new-tokens", "12", "--kv", "delta:interval=8")
+    assert result["kv"] == "delta:interval=8"
     assert result["prefill"]["tokens"] == 4
-    assert result["decode"]["tokens"] == 27
+    assert result["decode"]["tokens"] == 11
     assert result["decode"]["tokens_per_second"] > 0
-    assert result["capacity"] == 32
-    assert result["bits_per_value"] == 5.0
-    assert result["kv_bytes_f16"] == 2 * 2 * 2 * 32 * 32 * 2
-    assert result["kv_bytes"] * 16 == result["kv_bytes_f16"] * 5
+    assert result["capacity"] == 16
+    assert result["bits_per_value"] == 6.5
+    assert result["kv_bytes_f16"] == 2 * 2 * 2 * 16 * 32 * 2
+    assert result["kv_bytes"] * 16 == result["kv_bytes_f16"] * 6.5
     assert result["sequences"][0]["stop"] == "limit"
     assert set(result) >= {"model", "device", "jax", "python", "version"}
 
 
 def test_a_batch_comes_out_in_order_and_as_each_alone(run):
-    length = ("--max-new-tokens", "12", "--kv", "f32")
-    both = run("--prompt", "abc", "--prompt", "xyz", *length)
-    first, second = (run("--prompt", prompt, *length) for prompt in ("abc", "xyz"))
+    both = run(*SHORT, "--prompt", "xyz")
+    first, second = (run(*SHORT[2:], "--prompt", prompt) for prompt in ("abc", "xyz"))
     assert texts(both) == texts(first) + texts(second)
     assert both["out"] == "".join(f"{text}\n" for text in texts(both))
 
@@ -149,10 +158,9 @@ def test_a_batch_comes_out_in_order_and_as_each_alone(run):
 def test_a_prompt_from_a_file_and_from_stdin(run, tmp_path, monkeypatch):
     (tmp_path / "prompt").write_text("abc\n")
     want = texts(run(*SHORT))
-    length = ("--max-new-tokens", "12")
-    assert texts(run("--prompt-file", str(tmp_path / "prompt"), *length)) == want
+    assert texts(run("--prompt-file", str(tmp_path / "prompt"), *SHORT[2:])) == want
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"abc")))
-    assert texts(run("--prompt-file", "-", *length)) == want
+    assert texts(run("--prompt-file", "-", *SHORT[2:])) == want
 
 
 @pytest.mark.parametrize(
@@ -177,14 +185,12 @@ def test_a_seed_gives_its_text_again_and_another_one_another(run):
     assert first == again != other
 
 
-@pytest.mark.parametrize(("more", "new", "first"), [("def", "9", "0"), ("", "12", "12")])
-def test_going_on_from_a_saved_cache_is_as_if_never_stopped(run, tmp_path, more, new, first):
-    """With a second prompt, for which the cache grows, and without one."""
-    saved = str(tmp_path / "saved")
-    run("--prompt", "abc", "--save-cache", saved, "--max-new-tokens", first, "--kv", "f32")
+@pytest.mark.parametrize(("more", "new"), [("defghijkl", "13"), ("", "22")])
+def test_going_on_from_a_saved_cache_is_as_if_never_stopped(run, saved, more, new):
+    """In a cache that grows, with a second prompt and without one."""
     prompt = ("--prompt", more) if more else ()
-    gone_on = run("--load-cache", saved, *prompt, "--max-new-tokens", new)
-    whole = run("--prompt", f"abc{more}", "--max-new-tokens", new, "--kv", "f32")
+    gone_on = run("--load-cache", saved, *prompt, "--max-new-tokens", new, *BEYOND)
+    whole = run("--prompt", f"abc{more}", "--max-new-tokens", new, *F32, *BEYOND)
     assert gone_on["sequences"][0]["tokens"] == whole["sequences"][0]["tokens"]
     assert texts(gone_on) == texts(whole)
     assert gone_on["prefill"]["tokens"] == len(more)
@@ -196,15 +202,15 @@ def test_the_text_goes_on_past_a_save(run, tmp_path):
 
 
 def test_a_cache_full_at_the_context_says_so(run):
-    result = run("--prompt", "a" * 60, "--max-new-tokens", "20")
+    result = run("--prompt", "a" * 13, "--max-new-tokens", "20", *F32)
     assert result["sequences"][0]["stop"] == "cache_full"
-    assert len(result["sequences"][0]["tokens"]) == 4
-    assert "decode: prompt 1: the cache is full at 64 tokens, the model's context" in result["err"]
+    assert len(result["sequences"][0]["tokens"]) == 3
+    assert "decode: prompt 1: the cache is full at 16 tokens, the model's context" in result["err"]
 
 
 def test_beyond_the_context_with_a_warning(run):
-    result = run("--prompt", "a" * 70, "--max-new-tokens", "5", "--beyond-context")
-    assert "decode: warning: up to 76 tokens, beyond the model's context of 64" in result["err"]
+    result = run("--prompt", "a" * 20, "--max-new-tokens", "5", *F32, *BEYOND)
+    assert "decode: warning: up to 26 tokens, beyond the model's context of 16" in result["err"]
     assert result["sequences"][0]["stop"] == "limit"
 
 
@@ -215,24 +221,42 @@ TEMPLATE = (
 
 
 @pytest.fixture
-def chat(folder, tmp_path, run):
-    """Runs the command on that model with a chat template; how many tokens it was fed."""
+def fed(folder, tmp_path, monkeypatch):
+    """Runs the command on that model with a chat template; the tokens that it would be fed.
+
+    In a text of them `^` is the special token that begins it and `$` the one that ends it.
+    """
     shutil.copytree(folder, tmp_path / "chat")
     config = {"bos_token": "<bos>", "eos_token": "<eos>", "chat_template": TEMPLATE}
     (tmp_path / "chat" / "tokenizer_config.json").write_text(json.dumps(config))
-    model = ("--model", str(tmp_path / "chat"), "--max-new-tokens", "1")
-    return lambda *words: run(*model, *words)["prefill"]["tokens"]
+
+    def fed(*words: str) -> list[str]:
+        prompts = []
+
+        def stop(loaded, request, tokens, *_):
+            decode = loaded.tokenizer.decode
+            signs = {loaded.tokenizer.bos_id: "^", **dict.fromkeys(loaded.tokenizer.eos_ids, "$")}
+            text = lambda prompt: "".join(signs.get(one) or decode([one]) for one in prompt)
+            prompts.extend(map(text, tokens))
+            raise UserError("this is as far as it need go")
+
+        monkeypatch.setattr(session, "_prefill", stop)
+        assert main(["--model", str(tmp_path / "chat"), *words]) == 2
+        return prompts
+
+    return fed
 
 
-def test_prompts_in_the_chat_template(chat):
+def test_prompts_in_the_chat_template(fed):
     """Every letter is a token, and so is a special one where it counts as such."""
-    both = chat("--chat", "--system", "Hi", "--prompt", "ab ", "--prompt", "a<eos>")
-    assert both == len("^system:Hi$user:ab$model:") + len("^system:Hi$user:a<eos>$model:")
+    both = fed("--chat", "--system", "Hi", "--prompt", "ab ", "--prompt", "a<eos>")
+    assert both == ["^system:Hi$user:ab$model:", "^system:Hi$user:a<eos>$model:"]
 
 
-def test_special_tokens_in_a_prompt_count_only_where_asked_for(chat):
-    assert chat("--prompt", "a<eos>", "--prompt", "a", "--special") == len("^a$") + len("^a")
-    assert chat("--chat", "--prompt", "a<eos>", "--special") == len("^user:a$$model:")
+def test_special_tokens_in_a_prompt_count_only_where_asked_for(fed):
+    assert fed("--prompt", "a<eos>", "--prompt", "a") == ["^a<eos>", "^a"]
+    assert fed("--prompt", "a<eos>", "--prompt", "a", "--special") == ["^a$", "^a"]
+    assert fed("--chat", "--prompt", "a<eos>", "--special") == ["^user:a$$model:"]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +285,7 @@ def test_special_tokens_in_a_prompt_count_only_where_asked_for(chat):
         ("--prompt a --json nowhere/run.json", "cannot write in the folder 'nowhere'"),
         ("--prompt a --weights f8", "invalid choice: 'f8'"),
         (f"--prompt a --save-cache {ROOT}", "exists and is not a saved cache"),
-        (f"--prompt {'a' * 64}", "the prompt has 65 tokens, more than the model's context of 64"),
+        (f"--prompt {'a' * 16}", "the prompt has 17 tokens, more than the model's context of 16"),
     ],
 )
 def test_wrong_input_is_one_line(refuse, words, message):
@@ -273,14 +297,8 @@ def test_a_prompt_file_that_is_no_text(refuse, tmp_path):
     assert "is not UTF-8 text: byte 3" in refuse("--prompt-file", str(tmp_path / "prompt"))
 
 
-@pytest.fixture
-def saved(run, tmp_path) -> str:
-    run(*SHORT, "--save-cache", str(tmp_path / "saved"))
-    return str(tmp_path / "saved")
-
-
 def test_a_saved_cache_of_another_format(refuse, saved):
-    assert "is f16, not q4_0" in refuse("--load-cache", saved, "--kv", "q4_0")
+    assert "is f32, not q4_0" in refuse("--load-cache", saved, "--kv", "q4_0")
 
 
 def test_another_number_of_prompts_than_saved(refuse, saved):
@@ -306,18 +324,14 @@ def test_a_head_dim_that_the_format_cannot_hold(shared, capsys):
     assert capsys.readouterr().err.startswith("decode: delta needs a head_dim that is a multiple")
 
 
-def test_logits_beyond_the_range_of_the_weights(tmp_path, capsys, monkeypatch):
-    """As on an accelerator, which multiplies float16 as it is."""
-    monkeypatch.setitem(storage.WEIGHTS, "f16", lambda _: storage.Dense(np.dtype(np.float16)))
-    model = Llama(CONFIG, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    model.final_norm[...] = jnp.full_like(model.final_norm[...], 6e4)
-    folder = Path(make_folder(tmp_path / "bytes", CONFIG))
-    save_model(folder, model, folder / "bytes.json", bos="<bos>", eos="<eos>")
-    words = ["--model", str(folder), "--prompt", "a", "--max-new-tokens", "3"]
-    assert main([*words, "--weights", "f16"], prog="decode") == 2
+def test_logits_beyond_the_range_of_float32(tmp_path, capsys):
+    folder = make_folder(tmp_path / "bytes", CONFIG)
+    weights = f"{folder}/model.safetensors"
+    norm = {"model.norm.weight": np.full(CONFIG.width, 3e38, np.float32)}
+    save_file(load_file(weights) | norm, weights)
+    assert main(["--model", folder, *SHORT], prog="decode") == 2
     message = "decode: the logits of prompt 1 are not finite; try --weights f32"
     assert message in capsys.readouterr().err
-    assert main(words) == 0
 
 
 ON_ONE_CORE = """
@@ -351,10 +365,10 @@ def test_text_streams_until_interrupted(tmp_path):
     assert err.decode().endswith("decode.py: interrupted\n")
 
 
-def test_a_closed_pipe_ends_it_in_silence(folder):
-    with start("--model", folder, "--prompt", "a", "--max-new-tokens", "60") as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b"prompt 1: 'a'\n"
-    assert process.returncode == 141
+def test_a_closed_pipe_ends_it_in_silence(folder, monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["--model", folder, *SHORT]) == 141
+    assert capsys.readouterr().err == "prompt 1: 'abc'\n"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from deltakv_jax.cli import perplexity
 from deltakv_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+KV = "f16", "delta"  # always: what they compile is shared
 
 
 @pytest.fixture
@@ -26,14 +28,14 @@ def tiny(shared) -> list[str]:
 
 def test_the_table_and_the_json_hold_the_run(tiny, tmp_path, capsys):
     target = tmp_path / "out.json"
-    words = ["--chunks", "3", "--kv", "f16", "q4_0", "--json", str(target)]
+    words = ["--chunks", "3", "--kv", *KV, "--json", str(target)]
     assert perplexity.main([*tiny, *words]) == 0
     out = capsys.readouterr().out
     assert "tiny1m on tinystories.txt: 3 of 1573 chunks of 64 tokens (llama.cpp), 93 pred" in out
     (run,) = json.loads(target.read_text())["runs"]
     assert (run["model"], run["text"], run["chunks"]) == ("tiny1m", "tinystories.txt", 3)
     assert run["tokens_scored"] == 3 * 31
-    assert [row["kv"] for row in run["rows"]] == ["f16", "q4_0"]
+    assert [row["kv"] for row in run["rows"]] == [*KV]
     for row in run["rows"]:
         assert f"{row['ppl']:.4f} ±{row['ppl_stderr']:.4f}" in out
     base, row = run["rows"]
@@ -136,14 +138,14 @@ def test_a_run_that_stops_keeps_the_old_json(tiny, tmp_path, monkeypatch, capsys
 def test_several_texts_are_several_runs_and_pictures(tiny, shared, tmp_path, capsys):
     texts = [str(shared / "texts" / "tinystories.txt"), "python-docs"]
     target, picture = tmp_path / "out.json", tmp_path / "out.png"
-    words = ["--chunks", "2", "--kv", "f16", "delta:interval=16", "--by-layer", "--text", *texts]
+    words = ["--chunks", "2", "--kv", *KV, "--by-layer", "--text", *texts]
     assert perplexity.main([*tiny, *words, "--json", str(target), "--plot", str(picture)]) == 0
     runs = json.loads(target.read_text())["runs"]
     assert [run["text"] for run in runs] == ["tinystories.txt", "python-docs"]
     for run in runs:
         base, row = run["rows"]
         assert len(row["by_layer"]["output"]) == 4
-        assert row["by_group_position"]["at"] == list(range(16))
+        assert row["by_group_position"]["at"] == list(range(31))  # of the second half
         assert max(base["by_layer"]["k"]) < 0.001 < min(row["by_layer"]["k"])
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["out-python-docs.png", "out-tinystories.png", "out.json"]
@@ -157,7 +159,7 @@ def test_gptq_scores_whole_windows(tiny, capsys):
 
 def test_raw_reads_are_labelled_and_see_nothing(tiny, tmp_path, capsys):
     target = tmp_path / "out.json"
-    words = ["--chunks", "2", "--kv", "f16", "delta", "--reads", "raw", "--json", str(target)]
+    words = ["--chunks", "2", "--kv", *KV, "--reads", "raw", "--json", str(target)]
     assert perplexity.main([*tiny, *words]) == 0
     assert "NOT cache-true" in capsys.readouterr().out
     (run,) = json.loads(target.read_text())["runs"]
@@ -174,12 +176,11 @@ def without_times(path: Path) -> bytes:
 def killed(tiny, tmp_path):
     """Arguments of a run of 60 chunks that was killed after its first batches, and its JSON."""
     target = tmp_path / "out.json"
-    words = [*tiny, "--chunks", "60", "--kv", "f16", "delta", "--batch", "2"]
+    words = [*tiny, "--chunks", "60", "--kv", *KV, "--batch", "2"]
     words += ["--json", str(target)]
     script = [sys.executable, str(ROOT / "scripts" / "perplexity.py"), *words]
-    process = subprocess.Popen(
-        script, stdout=subprocess.DEVNULL, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'pallas'}"}
-    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'pallas'}"}
+    process = subprocess.Popen(script, stdout=subprocess.DEVNULL, env=environment)
     try:
         while process.poll() is None and len(list(tmp_path.rglob("*.npz"))) < 2:
             time.sleep(0.01)
@@ -203,15 +204,3 @@ def test_a_killed_run_goes_on_to_the_same_figures(killed, tmp_path, capsys):
     target.unlink()
     assert perplexity.main(words) == 0
     assert without_times(target) == resumed
-
-
-def test_the_script_is_the_command():
-    script = [sys.executable, str(ROOT / "scripts" / "perplexity.py"), "--help"]
-    command = [sys.executable, "-m", "deltakv_jax.cli.main", "perplexity", "--help"]
-    env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'pallas'}", "PATH": "", "COLUMNS": "80"}
-    shown = [
-        subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout
-        for words in (script, command)
-    ]
-    assert shown[0].split("options:")[1] == shown[1].split("options:")[1]
-    assert "--beyond-context" in shown[0]

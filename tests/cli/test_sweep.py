@@ -1,8 +1,6 @@
 """The sweep from arguments to tables, JSON and picture, on a little model."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ def tiny(shared, tmp_path, monkeypatch) -> list[str]:
     Path("short.txt").write_text(story[:120])
     Path("story.txt").write_text(story[:4000])
     model = str(shared / "models" / "tiny1m")
-    return ["--model", model, "--text", "story.txt", "--kv", "f16", "delta:interval=16"]
+    return ["--model", model, "--text", "story.txt", "--kv", "f16", "delta"]
 
 
 def runs_of(path: str) -> list[dict]:
@@ -42,7 +40,7 @@ def test_the_table_the_json_and_the_picture_hold_every_cell(tiny, capsys):
     runs = runs_of("out.json")
     cells = [(run["text"], run["ctx"], run["chunks"]) for run in runs]
     assert cells == [("story.txt", 32, 6), ("story.txt", 64, 3), ("short.txt", 32, 1)]
-    assert all([row["kv"] for row in run["rows"]] == ["f16", "delta:interval=16"] for run in runs)
+    assert all([row["kv"] for row in run["rows"]] == ["f16", "delta"] for run in runs)
     table = [line.split() for line in out.splitlines()]
     assert ["KV", "ctx", "32", "ctx", "64"] in table
     assert ["f16", "perplexity", *(f"{run['rows'][0]['ppl']:.4f}" for run in runs[:2])] in table
@@ -126,12 +124,3 @@ def test_where_no_text_fills_a_chunk_nothing_is_left(tiny, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert ["left out" in line for line in lines] == [True, True, False]
     assert "nothing is left to measure" in lines[-1]
-
-
-def test_the_script_is_the_command():
-    script = [sys.executable, str(ROOT / "scripts" / "sweep.py"), "--help"]
-    env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'pallas'}", "PATH": "", "COLUMNS": "80"}
-    shown = subprocess.run(script, capture_output=True, text=True, check=True, env=env).stdout
-    parser = sweep.make_parser("sweep.py")
-    assert shown.split("options:")[0].startswith("usage: sweep.py")
-    assert all(action.option_strings[-1] in shown for action in parser._actions)

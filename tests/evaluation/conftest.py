@@ -3,16 +3,14 @@
 import functools
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.evaluation.protocol import Chunks
 from deltakv_jax.model import Llama
 from deltakv_jax.weights import LoadedModel, load_model
+from tests.models import random_model
 
 CONFIG = LlamaConfig(
     vocab_size=96,
@@ -29,9 +27,14 @@ CONFIG = LlamaConfig(
 )
 
 
+# Shared by the tests of this folder, and with it what they compile.
+CTX = 40
+PACKED = "delta:interval=8/q4_0"
+
+
 @functools.cache
 def _random_llama() -> Llama:
-    return jax.jit(lambda: Llama(CONFIG, dtype=jnp.float32, rngs=nnx.Rngs(0)))()
+    return random_model(CONFIG)
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from deltakv_jax.evaluation import coherence
 from deltakv_jax.evaluation.coherence import Row
 
 TOKENS, INTERVAL = 256, 8
+SHAPE = 4, TOKENS, 32  # of nearly all arrays: one program
 
 
 def rows_of(*chunks: np.ndarray) -> tuple[Row, ...]:
@@ -35,14 +36,14 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 def autoregressive(r: float) -> np.ndarray:
     """x_t = r x_{t-1} + noise of variance 1 - r², so of variance 1: [k t d]."""
-    x = noise(4, TOKENS, 32)
+    x = noise(*SHAPE)
     for t in range(1, TOKENS):
         x[:, t] = r * x[:, t - 1] + math.sqrt(1 - r * r) * x[:, t]
     return x
 
 
 def test_white_noise_has_nothing_in_common():
-    row = row_of(noise(4, TOKENS, 32))
+    row = row_of(noise(*SHAPE))
     assert row.relative_delta == pytest.approx(math.sqrt(2), rel=0.01)
     assert row.correlation == pytest.approx(0, abs=0.02)
     assert row.mean_energy == pytest.approx(0, abs=0.01)
@@ -60,7 +61,7 @@ def test_an_autoregressive_sequence_has_its_own_correlation(r):
 
 def test_a_constant_per_channel_is_a_share_of_the_energy_and_no_correlation():
     offset = 2 * np.sign(noise(4, 1, 32, seed=1))
-    row = row_of(noise(4, TOKENS, 32) + offset)
+    row = row_of(noise(*SHAPE) + offset)
     assert row.mean_energy == pytest.approx(4 / 5, abs=0.01)
     assert row.correlation == pytest.approx(0, abs=0.02)
     assert row.relative_delta == pytest.approx(math.sqrt(2 / 5), rel=0.02)
@@ -69,7 +70,7 @@ def test_a_constant_per_channel_is_a_share_of_the_energy_and_no_correlation():
 
 
 def test_differences_win_on_a_random_walk():
-    walk = np.cumsum(0.01 * noise(4, TOKENS, 32), axis=1) + noise(4, 1, 32, seed=1)
+    walk = np.cumsum(0.01 * noise(*SHAPE), axis=1) + noise(4, 1, 32, seed=1)
     row = row_of(walk)
     assert row.delta_by_q4_0 is not None
     assert row.delta_by_q4_0 < 1e-3
@@ -78,7 +79,7 @@ def test_differences_win_on_a_random_walk():
 
 
 def test_no_difference_crosses_the_start_of_a_chunk():
-    row = row_of(np.full((1, 8, 32), 1.0), np.full((1, 8, 32), 3.0))
+    row = row_of(np.full(SHAPE, 1.0), np.full(SHAPE, 3.0))
     assert row.relative_delta == 0
     assert row.correlation == pytest.approx(1)  # every token and its neighbour lie on one side
     assert row.mean_energy == pytest.approx(4 / 5)
@@ -171,13 +172,13 @@ def test_without_blocks_the_other_figures_remain(material):
 
 
 def test_where_all_is_zero_no_ratio_is_made_up():
-    figures = dataclasses.asdict(row_of(np.zeros((1, 8, 32))))
+    figures = dataclasses.asdict(row_of(np.zeros(SHAPE)))
     assert {figures.pop("layer"), figures.pop("array")} == {0, "k_before_rope"}
     assert set(figures.values()) == {None}
 
 
 def test_what_is_not_finite_is_refused_by_its_chunk():
-    good, bad = np.ones((1, 8, 32)), np.ones((1, 8, 32))
+    good, bad = np.ones(SHAPE), np.ones(SHAPE)
     bad[0, 3, 5] = np.nan
     with pytest.raises(UserError, match="not finite in chunk 2"):
         row_of(good, bad)
@@ -185,15 +186,16 @@ def test_what_is_not_finite_is_refused_by_its_chunk():
         row_of(good, good, 1e6 * good)
 
 
-@pytest.mark.parametrize("spec", ["q4_0", "delta:interval=8"])
-def test_a_reconstruction_is_what_a_cache_holds(spec):
-    parsed, count = parse_spec(spec), jnp.array([21], jnp.int32)
-    cache = make_cache(parsed, layers=1, kv_heads=2, head_dim=32, capacity=21)
+def test_a_reconstruction_is_what_a_cache_holds():
+    spec, count = parse_spec("delta:interval=8/q4_0"), jnp.array([21], jnp.int32)
+    cache = make_cache(spec, layers=1, kv_heads=2, head_dim=32, capacity=21)
 
     @jax.jit
     def both(x):
         tokens = jnp.swapaxes(x, 0, 1)[None]
-        held, _ = read(advance(write(cache, 0, tokens, tokens, count), count), 0)
-        return coherence.reconstruction(parsed.k, x), held[0]
+        held = read(advance(write(cache, 0, tokens, tokens, count), count), 0)
+        made = [coherence.reconstruction(side, x) for side in (spec.k, spec.v)]
+        return made, [side[0] for side in held]
 
-    np.testing.assert_array_equal(*both(noise(2, 21, 32).astype(np.float32)))
+    for made, held in zip(*both(noise(2, 21, 32).astype(np.float32)), strict=True):
+        np.testing.assert_array_equal(made, held)

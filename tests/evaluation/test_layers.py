@@ -10,9 +10,10 @@ import pytest
 from deltakv_jax.attention import apply_rope, attend_plain, rope_tables
 from deltakv_jax.codec import parse_spec
 from deltakv_jax.evaluation.layers import layer_squares
+from tests.evaluation.conftest import CTX, PACKED
 
-CTX = 40
-SPECS = tuple(map(parse_spec, ("f32", "q4_0", "delta:interval=8/q8_0")))
+SPECS = tuple(map(parse_spec, ("f32", PACKED)))
+PIECE = 16
 
 
 @pytest.fixture
@@ -35,6 +36,16 @@ def captured(model, tokens):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def exact_and_stored(config, q, k, v):
+    """K, V and the attention output of one layer, exact and in each format."""
+    rope = rope_tables(config, jnp.arange(CTX)[None])
+    still = rope_tables(config, jnp.zeros((1, CTX), jnp.int32))
+    still = still.__class__(rope.positions, still.cos, still.sin)  # rotated by nothing
+    q, k = apply_rope(q, rope), apply_rope(k, rope)
+    pairs = [(k, v), *((stored(spec.k, k), stored(spec.v, v)) for spec in SPECS)]
+    return [(k, v, attend_plain(0, q, k, v, still)[0]) for k, v in pairs]
+
+
 def stored(side, x):
     """x [1 t k d] as the format gives it back."""
     x = jnp.swapaxes(x, 1, 2)
@@ -51,23 +62,17 @@ def relative(got, want) -> float:
 
 
 def test_each_layer_has_its_own_errors(random_llama, tokens):
-    squares = layer_squares(random_llama, tokens, specs=SPECS, piece=16)
+    squares = layer_squares(random_llama, tokens, specs=SPECS, piece=PIECE)
     got = np.sqrt(squares[..., 0] / squares[..., 1])
-    rope = rope_tables(random_llama.config, jnp.arange(CTX)[None])
-    still = rope_tables(random_llama.config, jnp.zeros((1, CTX), jnp.int32))
-    still = still.__class__(rope.positions, still.cos, still.sin)  # rotated by nothing
     for layer, (q, k, v) in enumerate(zip(*captured(random_llama, tokens), strict=True)):
-        k, q = apply_rope(k, rope), apply_rope(q, rope)
-        exact, _ = attend_plain(layer, q, k, v, still)
-        for spec, errors in zip(SPECS, got, strict=True):
-            k_stored, v_stored = stored(spec.k, k), stored(spec.v, v)
-            output, _ = attend_plain(layer, q, k_stored, v_stored, still)
-            want = [relative(k_stored, k), relative(v_stored, v), relative(output, exact)]
+        exact, *others = exact_and_stored(random_llama.config, q, k, v)
+        for errors, other in zip(got, others, strict=True):
+            want = [relative(*pair) for pair in zip(other, exact, strict=True)]
             np.testing.assert_allclose(errors[layer], want, rtol=0.02, atol=1e-5)
 
 
 def test_an_exact_cache_has_no_errors_and_a_packed_one_has(random_llama, tokens):
-    squares = np.asarray(layer_squares(random_llama, tokens, specs=SPECS, piece=CTX))
+    squares = np.asarray(layer_squares(random_llama, tokens, specs=SPECS, piece=PIECE))
     assert np.all(squares[0, :, :, 0] < 1e-12 * squares[0, :, :, 1])
     assert np.all(squares[1:, :, :, 0] > 1e-6 * squares[1:, :, :, 1])
     assert np.all(squares[..., 1] == squares[:1, ..., 1])

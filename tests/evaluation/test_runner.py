@@ -12,9 +12,10 @@ from deltakv_jax.errors import UserError
 from deltakv_jax.evaluation import results, runner, texts
 from deltakv_jax.evaluation.store import Store
 from deltakv_jax.weights import LoadedModel, Tokenizer, demo_folder
+from tests.evaluation.conftest import CTX, PACKED
 
-SPECS = tuple(map(parse_spec, ("f32", "delta:interval=8")))
-SETTINGS = runner.Settings(specs=SPECS, ctx=24)
+SPECS = tuple(map(parse_spec, ("f32", PACKED)))
+SETTINGS = runner.Settings(specs=SPECS, ctx=CTX)
 
 
 def measure(model, chunks, settings=SETTINGS, progress=lambda done: None):
@@ -23,33 +24,35 @@ def measure(model, chunks, settings=SETTINGS, progress=lambda done: None):
 
 @pytest.mark.parametrize("batch", [2, 8])  # with a rest, and all at once
 def test_results_do_not_depend_on_the_batch(random_llama, random_chunks, batch):
-    chunks = random_chunks(5, 24)
+    chunks = random_chunks(5, CTX)
     one = measure(random_llama, chunks, dataclasses.replace(SETTINGS, batch=1))
     many = measure(random_llama, chunks, dataclasses.replace(SETTINGS, batch=batch))
     jax.tree.map(np.testing.assert_array_equal, one[:3], many[:3])
 
 
 def test_a_chunk_does_not_depend_on_the_others(random_llama, random_chunks):
-    all_of_them = measure(random_llama, random_chunks(5, 24))
-    first = measure(random_llama, random_chunks(1, 24))
+    all_of_them = measure(random_llama, random_chunks(5, CTX))
+    first = measure(random_llama, random_chunks(1, CTX))
     np.testing.assert_array_equal(first.nll[:, 0], all_of_them.nll[:, 0])
 
 
 def test_scores_stay_float64_on_the_host(random_llama, random_chunks):
-    got = measure(random_llama, random_chunks(3, 24))
-    assert got.nll.shape == got.kld.shape == got.same_top.shape == (2, 3, 11)
+    got = measure(random_llama, random_chunks(3, CTX))
+    assert got.nll.shape == got.kld.shape == got.same_top.shape == (2, 3, CTX // 2 - 1)
     assert got.nll.dtype == got.kld.dtype == np.float64
     assert np.all(got.seconds > 0)
 
 
 def test_progress_counts_chunks_times_formats(random_llama, random_chunks):
     told = []
-    measure(random_llama, random_chunks(5, 24), dataclasses.replace(SETTINGS, batch=2), told.append)
+    measure(
+        random_llama, random_chunks(5, CTX), dataclasses.replace(SETTINGS, batch=2), told.append
+    )
     assert told == [2, 2, 2, 2, 1, 1]
 
 
 def test_both_routes_agree(random_llama, random_chunks):
-    chunks = random_chunks(3, 24)
+    chunks = random_chunks(3, CTX)
     parallel = measure(random_llama, chunks)
     sequential = measure(random_llama, chunks, dataclasses.replace(SETTINGS, sequential=True))
     np.testing.assert_allclose(sequential.nll[0], parallel.nll[0], atol=2e-5)
@@ -57,7 +60,7 @@ def test_both_routes_agree(random_llama, random_chunks):
 
 
 def test_a_chunk_whose_logits_are_not_finite_is_named(random_llama, random_chunks):
-    broken, chunks = jax.tree.map(jnp.array, random_llama), random_chunks(4, 24)
+    broken, chunks = jax.tree.map(jnp.array, random_llama), random_chunks(4, CTX)
     chunks.tokens[chunks.tokens == 95] = 0
     chunks.tokens[2, 5] = 95
     broken.embedding.kind[...] = broken.embedding.kind[...].at[95].set(jnp.nan)
@@ -70,8 +73,8 @@ def test_a_format_whose_logits_are_not_finite_is_named(random_llama, random_chun
     broken = jax.tree.map(jnp.array, random_llama)
     stack = broken.value.kinds[0]
     stack[...] = stack[...] * 1e6
-    with pytest.raises(UserError, match=r"not finite in chunk 1 with KV delta:interval=8"):
-        measure(broken, random_chunks(4, 24))
+    with pytest.raises(UserError, match=r"not finite in chunk 1 with KV delta:interval=8/q4_0"):
+        measure(broken, random_chunks(4, CTX))
 
 
 TEXT = texts.Text("a.txt", "", "00")
@@ -90,7 +93,7 @@ def test_batches_of_an_interrupted_run_are_not_measured_again(
     random_llama, random_chunks, tmp_path
 ):
     """And in the end the figures are those of a run that was not interrupted."""
-    chunks, told = random_chunks(5, 24), []
+    chunks, told = random_chunks(5, CTX), []
     settings = dataclasses.replace(SETTINGS, batch=2)
     opened = lambda: Store.open(tmp_path / "run", {}, say=told.append)
     store, batches = opened(), runner.measure(random_llama, chunks, settings, lambda done: None)
@@ -107,9 +110,9 @@ def test_batches_of_an_interrupted_run_are_not_measured_again(
 def test_the_identity_of_a_run_names_what_its_figures_depend_on(random_llama):
     identity = lambda settings: runner.identity(named(random_llama), TEXT, settings)
     base = identity(SETTINGS)
-    assert base["--kv"] == ["f32", "delta:interval=8"]
+    assert base["--kv"] == ["f32", PACKED]
     assert identity(dataclasses.replace(SETTINGS, batch=3)) == base
-    for change in ({"ctx": 25}, {"chunks": 3}, {"sequential": True}, {"reads": "raw"}):
+    for change in ({"ctx": CTX + 1}, {"chunks": 3}, {"sequential": True}, {"reads": "raw"}):
         assert identity(dataclasses.replace(SETTINGS, **change)) != base
 
 
@@ -124,7 +127,7 @@ def test_rows_are_made_of_all_tokens_and_the_first_is_the_base():
     )
     sizes = [results.Size(16.0, 1000), results.Size(4.5, 281)]
     base, row = results.rows(SPECS, 100, measured, sizes)
-    assert (base.kv, row.kv) == ("f32", "delta:interval=8")
+    assert (base.kv, row.kv) == ("f32", PACKED)
     assert (base.delta_ln_ppl, base.delta_ln_ppl_stderr) == (0, 0)
     assert row.ppl == pytest.approx(np.exp(measured.nll[1].mean()))
     assert row.delta_ln_ppl == pytest.approx(np.log(row.ppl / base.ppl))

@@ -1,10 +1,10 @@
-"""A small random model, caches and prompts for it, and a count of compilations."""
+"""Caches and prompts for a small model, its plain logits, and a count of compilations."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from deltakv_jax import attention
 from deltakv_jax.cache import KVCache, make_cache
 from deltakv_jax.codec import parse_spec
 from deltakv_jax.config import LlamaConfig
@@ -23,18 +23,16 @@ CONFIG = LlamaConfig(
     norm_eps=1e-5,
     tied=True,
 )
+CAPACITY = 64  # of nearly all caches: what one test compiles is there for the others
 
 
-def random_model(config: LlamaConfig = CONFIG, seed: int = 0) -> Llama:
-    return Llama(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
-
-
-def empty(spec: str, capacity: int, batch: int = 1, config: LlamaConfig = CONFIG) -> KVCache:
+def empty(*specs: str, capacity: int = CAPACITY, batch: int = 1) -> KVCache:
+    """A cache of one spec, or with one for each layer."""
     return make_cache(
-        parse_spec(spec),
-        layers=config.layers,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
+        tuple(map(parse_spec, specs * (CONFIG.layers // len(specs)))),
+        layers=CONFIG.layers,
+        kv_heads=CONFIG.kv_heads,
+        head_dim=CONFIG.head_dim,
         capacity=capacity,
         batch=batch,
     )
@@ -42,6 +40,20 @@ def empty(spec: str, capacity: int, batch: int = 1, config: LlamaConfig = CONFIG
 
 def tokens_of(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng([seed, length]).integers(0, CONFIG.vocab_size, length).tolist()
+
+
+@jax.jit
+def _forward(model: Llama, tokens: jax.Array) -> jax.Array:
+    positions = jnp.arange(tokens.shape[1])[None]
+    hidden, _ = model.hidden(tokens, positions, None, attend=attention.attend_plain)
+    return model.logits(hidden[0])
+
+
+def plain_logits(model: Llama, tokens: list[int]) -> np.ndarray:
+    """The logits [t v] of a forward pass over one whole sequence, without a cache."""
+    padded = np.zeros((1, CAPACITY), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(_forward(model, padded))[: len(tokens)]
 
 
 class Compilations:

@@ -1,17 +1,14 @@
 """Prefill and decode steps against the plain forward pass, and how many programs they take."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltakv_jax import attention
 from deltakv_jax.cache import make_cache
 from deltakv_jax.codec import parse_spec
 from deltakv_jax.errors import UserError
@@ -20,71 +17,59 @@ from deltakv_jax.generation.steps import (
     PIECES,
     compile_prefill,
     decode_step,
-    forward,
     pieces,
     prefill,
 )
-from deltakv_jax.model import Llama
-from tests.generation.helpers import CONFIG, Compilations, empty, tokens_of
-
-
-@jax.jit
-def plain_logits(model, tokens):
-    """The logits [t v] of a float32 forward pass over one whole sequence, without a cache."""
-    positions = jnp.arange(len(tokens))[None]
-    hidden, _ = model.hidden(tokens[None], positions, None, attend=attention.attend_plain)
-    return model.logits(hidden[0])
+from tests.generation.helpers import (
+    CAPACITY,
+    CONFIG,
+    Compilations,
+    empty,
+    plain_logits,
+    tokens_of,
+)
+from tests.models import abstract
 
 
 def test_prefill_gives_the_logits_of_the_last_token(model):
     prompt = tokens_of(45)
-    logits, cache = prefill(model, [prompt], empty("f32", 64))
-    np.testing.assert_allclose(logits[0], plain_logits(model, jnp.array(prompt))[-1], atol=1e-4)
+    logits, cache = prefill(model, [prompt], empty("f32"))
+    np.testing.assert_allclose(logits[0], plain_logits(model, prompt)[-1], atol=1e-4)
     assert cache.lengths.tolist() == [45]
 
 
 def test_a_prompt_of_several_pieces_reads_the_earlier_ones(model, monkeypatch):
     monkeypatch.setattr(steps, "PIECES", (32,))
     prompt = tokens_of(60)
-    logits, _ = prefill(model, [prompt], empty("f32", 64))
-    np.testing.assert_allclose(logits[0], plain_logits(model, jnp.array(prompt))[-1], atol=1e-4)
+    logits, _ = prefill(model, [prompt], empty("f32"))
+    np.testing.assert_allclose(logits[0], plain_logits(model, prompt)[-1], atol=1e-4)
 
 
-def test_prompts_of_any_lengths_make_a_batch(model):
-    prompts = [tokens_of(length) for length in (1, 20, 60, 32)]
-    logits, cache = prefill(model, prompts, empty("f32", 64, batch=4))
-    assert cache.lengths.tolist() == [1, 20, 60, 32]
+@pytest.mark.parametrize("lengths", [(1, 60), (33, 32)])
+def test_prompts_of_any_lengths_make_a_batch(model, lengths):
+    prompts = [tokens_of(length) for length in lengths]
+    logits, cache = prefill(model, prompts, empty("f32", batch=2))
+    assert tuple(cache.lengths.tolist()) == lengths
     for row, prompt in zip(logits, prompts, strict=True):
-        alone, _ = prefill(model, [prompt], empty("f32", 64))
-        np.testing.assert_allclose(row, alone[0], atol=1e-4)
+        np.testing.assert_allclose(row, plain_logits(model, prompt)[-1], atol=1e-4)
 
 
 def test_prompts_follow_what_the_cache_holds(model):
     prompt = tokens_of(50)
-    _, cache = prefill(model, [prompt[:17]], empty("f32", 64))
+    _, cache = prefill(model, [prompt[:17]], empty("f32"))
     logits, cache = prefill(model, [prompt[17:]], cache)
-    np.testing.assert_allclose(logits[0], plain_logits(model, jnp.array(prompt))[-1], atol=1e-4)
+    np.testing.assert_allclose(logits[0], plain_logits(model, prompt)[-1], atol=1e-4)
     assert cache.lengths.tolist() == [50]
 
 
 def test_decode_steps_give_the_logits_of_every_token(model):
-    prompt = tokens_of(24)
-    cache, rows = empty("f32", 64), []
-    for token in prompt:
-        logits, cache = decode_step(model, jnp.array([token]), cache)
-        rows.append(logits[0])
-    np.testing.assert_allclose(rows, plain_logits(model, jnp.array(prompt)), atol=1e-4)
-
-
-def test_a_sequence_of_count_0_stays_as_it_is(model):
-    _, cache = prefill(model, [tokens_of(9), tokens_of(7)], empty("delta", 32, batch=2))
-    before = jax.tree.map(np.asarray, cache)
-    step = jax.jit(forward)
-    _, after = step(model, jnp.array([[5], [6]]), jnp.array([1, 0]), cache)
-    assert after.lengths.tolist() == [10, 7]
-    for was, now in zip(jax.tree.leaves(before.stacks), jax.tree.leaves(after.stacks), strict=True):
-        np.testing.assert_array_equal(was[:, 1], now[:, 1])
-        assert not np.array_equal(was[:, 0], now[:, 0]) or was.shape[3] == 1
+    prompts = [tokens_of(24, seed) for seed in (0, 1)]
+    cache, rows = empty("f32", batch=2), []
+    for tokens in np.array(prompts).T:
+        logits, cache = decode_step(model, jnp.asarray(tokens), cache)
+        rows.append(logits)
+    want = [plain_logits(model, prompt) for prompt in prompts]
+    np.testing.assert_allclose(rows, np.stack(want, axis=1), atol=1e-4)
 
 
 @given(st.lists(st.integers(1, 1500), min_size=1, max_size=4))
@@ -105,27 +90,31 @@ def test_padding_is_less_than_what_it_pads():
         assert sum(tokens.shape[1] for tokens, _ in pieces([[0] * length])) < 2 * length
 
 
-def test_prompts_of_any_length_compile_a_few_programs(model):
-    prefill(model, [tokens_of(5)], empty("q8_0", 1200))  # and what else there is to compile
+def test_prompts_of_any_length_compile_a_few_programs(model, monkeypatch):
+    monkeypatch.setattr(steps, "PIECES", (16, 32))
+    prefill(model, [tokens_of(5)], empty("f32", capacity=128))  # and what else there is to compile
     with Compilations() as compiled:
-        for length in [*range(1, 40, 7), *range(40, 1200, 83), 512, 1024, 1200]:
-            prefill(model, [tokens_of(length)], empty("q8_0", 1200))
-    assert compiled.count == len(PIECES) - 1
+        for length in (*range(1, 128, 7), 16, 17, 32, 128):
+            prefill(model, [tokens_of(length)], empty("f32", capacity=128))
+    assert compiled.count == 1
 
 
 def test_a_growing_sequence_compiles_one_program(model):
-    logits, cache = prefill(model, [tokens_of(3)], empty("f32", 80))
-    logits, cache = decode_step(model, jnp.argmax(logits, -1), cache)
+    token, cache = jnp.array([3, 4]), empty("f32", batch=2)
+    decode_step(model, token, empty("f32", batch=2))
     with Compilations() as compiled:
-        for _ in range(70):
-            logits, cache = decode_step(model, jnp.argmax(logits, -1), cache)
+        for _ in range(CAPACITY):
+            _, cache = decode_step(model, token, cache)
     assert compiled.count == 0
-    assert cache.lengths.tolist() == [74]
+    assert cache.lengths.tolist() == [CAPACITY, CAPACITY]
 
 
 def test_compile_prefill_compiles_all_that_prefill_runs(model):
-    cache, prompts = empty("f16", 64), [tokens_of(40)]
-    compile_prefill(model, prompts, cache)
+    prompts = [tokens_of(40)]
+    cache = empty("f32", capacity=40)  # which no other test has compiled
+    with Compilations() as compiled:
+        compile_prefill(model, prompts, cache)
+    assert compiled.count
     with Compilations() as compiled:
         prefill(model, prompts, cache)
     assert compiled.count == 0
@@ -134,8 +123,6 @@ def test_compile_prefill_compiles_all_that_prefill_runs(model):
 def program_lines(layers: int, specs: tuple[str, ...]) -> int:
     """The lines of the lowered decode step of a model of shapes only."""
     config = dataclasses.replace(CONFIG, layers=layers)
-    make = functools.partial(Llama, config, dtype=jnp.float32)
-    model = jax.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
     kinds = [parse_spec(specs[layer % len(specs)]) for layer in range(layers)]
     cache = jax.eval_shape(
         lambda: make_cache(
@@ -147,7 +134,7 @@ def program_lines(layers: int, specs: tuple[str, ...]) -> int:
         )
     )
     tokens = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return decode_step.lower(model, tokens, cache).as_text().count("\n")
+    return decode_step.lower(abstract(config), tokens, cache).as_text().count("\n")
 
 
 @pytest.mark.parametrize("specs", [("f16",), ("delta",), ("delta", "q8_0")])
@@ -165,9 +152,7 @@ def test_the_program_does_not_grow_with_depth(specs):
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(model, lengths, held, message):
-    batch = 1 if len(lengths) == 1 else 2
-    cache = empty("f32", 32, batch=batch)
-    if held:
-        _, cache = prefill(model, [tokens_of(held)] * batch, cache)
+    cache = empty("f32", capacity=32, batch=1 if len(lengths) == 1 else 2)
+    cache = dataclasses.replace(cache, lengths=jnp.full_like(cache.lengths, held))
     with pytest.raises(UserError, match="^" + message):
         prefill(model, [tokens_of(length) for length in lengths], cache)

@@ -14,7 +14,8 @@ def weights(*shape: int, dtype=jnp.float32) -> jax.Array:
 def test_product_takes_the_layers_own_weights(layer):
     stack, x = weights(3, 4, 5), weights(2, 7, 5)
     got = jax.jit(Stack([stack]).product)(x, jnp.int32(layer))
-    np.testing.assert_allclose(got, x @ stack[layer].T, rtol=1e-5, atol=1e-6)
+    want = np.asarray(x) @ np.asarray(stack)[layer].T
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_kinds_are_picked_layer_by_layer():
@@ -23,8 +24,8 @@ def test_kinds_are_picked_layer_by_layer():
     x = weights(7, 5)
     product = jax.jit(lambda stack, layer: stack.product(x, layer))
     for layer, weight in enumerate([exact[1], rounded[0], exact[0]]):
-        inputs = x.astype(weight.dtype).astype(jnp.float32)
-        expected = inputs @ weight.astype(jnp.float32).T
+        inputs, rows = np.asarray(x).astype(weight.dtype), np.asarray(weight)
+        expected = inputs.astype(np.float32) @ rows.astype(np.float32).T
         np.testing.assert_allclose(product(mixed, layer), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -13,6 +13,7 @@ from deltakv_jax.config import LlamaConfig
 from deltakv_jax.errors import UserError
 from deltakv_jax.model import Llama
 from deltakv_jax.training import train
+from tests.models import random_model
 
 CONFIG = LlamaConfig(
     vocab_size=16,
@@ -76,11 +77,15 @@ def abstract(config: LlamaConfig = CONFIG) -> train.TrainState:
     return jax.eval_shape(lambda: train.initial_state(config, RECIPE))
 
 
-def drawn() -> Llama:
-    """A model of random weights, drawn by numpy so that nothing is compiled."""
-    rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
-    return jax.tree.map(draw, abstract().model)
+losses = jax.jit(train.losses)
+
+
+@jax.jit
+def likelihoods(model: Llama, tokens: jax.Array) -> jax.Array:
+    """ln p [b t v] of every next token."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden, _ = model.hidden(tokens, positions, None, attend=attend_plain)
+    return jax.nn.log_softmax(model.logits(hidden))
 
 
 def random_windows() -> jax.Array:
@@ -88,13 +93,10 @@ def random_windows() -> jax.Array:
 
 
 def test_the_loss_is_that_of_the_next_token():
-    model, windows = drawn(), random_windows()
-    positions = jnp.broadcast_to(jnp.arange(17), windows.shape)
-    hidden, _ = model.hidden(windows, positions, None, attend=attend_plain)
-    likelihoods = jax.nn.log_softmax(model.logits(hidden))
-    got = train.losses(model, windows)
+    model, windows = random_model(CONFIG), random_windows()
+    got, of_all = (np.asarray(make(model, windows)) for make in (losses, likelihoods))
     for row, at in np.ndindex(2, 16):
-        expected = -likelihoods[row, at, windows[row, at + 1]]
+        expected = -of_all[row, at, windows[row, at + 1]]
         np.testing.assert_allclose(got[row, at], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -140,8 +142,9 @@ def test_chunks_follow_one_another_each_with_bos():
 
 
 def test_the_second_half_starts_in_the_middle():
-    expected = train.losses(drawn(), random_windows())[:, 8:].mean()
-    got = train.second_half_loss(drawn(), random_windows())
+    model, windows = random_model(CONFIG), random_windows()
+    expected = np.asarray(losses(model, windows))[:, 8:].mean()
+    got = train.second_half_loss(model, windows)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 

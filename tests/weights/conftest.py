@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from flax import nnx
 from tokenizers import decoders, models, pre_tokenizers
 
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.model import Llama
 from deltakv_jax.weights import save_model
+from tests.models import abstract
 
 CONFIG = LlamaConfig(
     vocab_size=260,
@@ -34,8 +34,7 @@ def model() -> Llama:
     """Random weights that float16 holds exactly."""
     rng = np.random.default_rng(0)
     draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape).astype(np.float16), leaf.dtype)
-    init = lambda: Llama(CONFIG, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    return jax.tree.map(draw, jax.eval_shape(init))
+    return jax.tree.map(draw, abstract(CONFIG))
 
 
 @pytest.fixture
