@@ -1,1 +1,1 @@
-"""GPU kernels, which read the cache's and the weights' packed leaves as they lie."""
+"""GPU kernels, which read the cache's packed leaves as they lie."""
