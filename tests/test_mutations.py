@@ -14,7 +14,8 @@ def test_each_fault_can_be_made_and_its_test_is_there(fault, tmp_path):
     shutil.copyfile(mutations.ROOT / fault.path, tmp_path / fault.path)
     mutations.put(fault, tmp_path)
     ast.parse((tmp_path / fault.path).read_text())
-    path, _, name = fault.test.partition("::")
+    path, _, case = fault.test.partition("::")
+    name, _, _ = case.partition("[")
     tree = ast.parse((mutations.ROOT / path).read_text())
     tests = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     assert not name or name in tests
