@@ -14,6 +14,8 @@ from jax.experimental.pallas import triton as plgpu
 from jax.stages import Lowered
 from jaxlib.mlir import ir
 
+from deltakv_jax.errors import UserError
+
 load = plgpu.load
 """Values of a reference: `load(ref.at[…], mask=…, other=…)`."""
 
@@ -92,6 +94,7 @@ def call(
     whole = pl.BlockSpec(memory_space=pl.ANY)
 
     def run(inputs: Any) -> Any:
+        _check_offsets(jax.tree.leaves(inputs))
         [outputs] = pl.pallas_call(
             kernel,
             [out_shape],
@@ -105,6 +108,16 @@ def call(
         return outputs
 
     return run
+
+
+def _check_offsets(arrays: Sequence[Any]) -> None:
+    """Pallas counts in 32 bits up to 2^32 bytes, which are too few for more than 2^31 numbers."""
+    for array in arrays:
+        if array.size > 2**31 and array.size * array.dtype.itemsize <= 2**32:
+            raise UserError(
+                f"the kernels read arrays of at most {2**31} numbers or more than {2**32} bytes, "
+                f"one has {array.size} bytes; attention by xla reads it"
+            )
 
 
 def lower(function: Callable[..., Any], arguments: Sequence[Any], target: Target) -> Lowered:

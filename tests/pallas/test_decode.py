@@ -136,6 +136,21 @@ def test_an_interval_that_does_not_halve_is_refused():
         attend_pallas(*queries(cache, 1, lengths=(3,)), cache, 0, interpret=True)
 
 
+@pytest.mark.parametrize(("capacity", "fits"), [(2**20, True), (2**25, False), (2**26, True)])
+def test_a_cache_whose_offsets_overflow_is_refused(capacity, fits):
+    """Codes of 64 bytes a token: 2^26, 2^31 + 64 … bytes; beyond 2^32 offsets have 64 bits."""
+    sizes = {"layers": 1, "kv_heads": 1, "head_dim": 128, "capacity": capacity + 1}
+    cache = jax.eval_shape(functools.partial(make_cache, parse_spec("q4_0"), **sizes))
+    shape = jax.ShapeDtypeStruct
+    arguments = (shape((1, 1, 1, 128), jnp.float32), shape((1, 1), jnp.int32), cache)
+    trace = lambda: jax.eval_shape(lambda *args: attend_pallas(*args, 0), *arguments)
+    if fits:
+        trace()
+    else:
+        with pytest.raises(UserError, match="at most 2147483648 numbers"):
+            trace()
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_it_lowers_for_a_gpu_that_is_not_at_hand(target):
     kernel = decode_case("delta", 128, 8).lower(TARGETS[target])
