@@ -143,7 +143,8 @@ def test_a_cache_whose_offsets_overflow_is_refused(capacity, fits):
     cache = jax.eval_shape(functools.partial(make_cache, parse_spec("q4_0"), **sizes))
     shape = jax.ShapeDtypeStruct
     arguments = (shape((1, 1, 1, 128), jnp.float32), shape((1, 1), jnp.int32), cache)
-    trace = lambda: jax.eval_shape(lambda *args: attend_pallas(*args, 0), *arguments)
+    attend = functools.partial(attend_pallas, layer=0)
+    trace = lambda: jax.eval_shape(attend, *arguments)
     if fits:
         trace()
     else:
