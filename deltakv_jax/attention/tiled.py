@@ -1,29 +1,33 @@
 """Attention that reads the packed cache tile by tile, in plain JAX for every machine.
 
-The softmax is accumulated over tiles (FlashAttention, arXiv 2205.14135, algorithm 1), so memory
-is linear in the context. A chain of differences is not undone: with r_t = base + e_1 + … + e_t
-inside a group, q.r_t is q.base and the running sum of the scalars q.e_j, and sum_t p_t r_t weights
-each e_j with the reversed running sum of p. Only where there are more query rows than values in a
-head is it cheaper to sum the tile itself, once for all rows.
+The softmax is accumulated over spans of tokens (FlashAttention, arXiv 2205.14135, algorithm 1), so
+memory is linear in the context; a span is unpacked tile by tile. A chain of differences is not
+undone: with r_t = base + e_1 + … + e_t inside a group, q.r_t is q.base and the running sum of the
+scalars q.e_j, and sum_t p_t r_t weights each e_j with the reversed running sum of p. Only where
+there are more query rows than values in a head is it cheaper to sum the tile itself, once for all
+rows.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
 from deltakv_jax.cache import KVCache, read_tile, slots
-from deltakv_jax.cache.state import tokens_per_row
+from deltakv_jax.cache.state import Stack, tokens_per_row
 from deltakv_jax.codec import Format, KVSpec, Leaves, Planes
 from deltakv_jax.codec.hadamard import rotate
 from deltakv_jax.typed import typed
 
+_TILES = 4  # of a span, with few rows: enough scores to share among threads
 _TILE = 512  # tokens, where there are many rows
-_LONGEST_TILE = 1024  # tokens, where there are few
-_TILE_VALUES = 2**20  # of K, in all heads, with few rows; unpacked, 4 MiB: in a processor's cache
+_LONGEST_TILE = 2048  # tokens, where there are few
+_TILE_VALUES = 2**21  # of K, in all heads, with few rows; unpacked, 8 MiB: in a processor's cache
 
 
 @typed
@@ -59,36 +63,70 @@ def bytes_read(cache: KVCache, kind: int, tokens: int) -> int:
     return sum(rows_read(side, *item) for side, leaves in sides for item in leaves.items())
 
 
+@dataclasses.dataclass(frozen=True)
+class _Span:
+    """Tokens whose scores are softmaxed at once, of one layer.
+
+    Attributes:
+      read: (first token, count) -> packed rows (`Stack`), both in whole groups.
+      size: tokens of the span; whole tiles.
+      tile: tokens of a tile.
+      bounds: the first tile that is needed and the one behind the last; traced.
+    """
+
+    read: Callable[[Array | int, int], Stack]
+    size: int
+    tile: int
+    bounds: tuple[Array, Array]
+
+    def fold(self, add: Callable[[Array | int, Stack, Any], Any], carry: Any) -> Any:
+        """The carry after `add(first token, leaves, carry)` of every tile that is needed."""
+        if self.size == self.tile:
+            return add(0, self.read(0, self.tile), carry)
+
+        def step(tile: Array, carry: Any) -> Any:
+            return add(tile * self.tile, self.read(tile * self.tile, self.tile), carry)
+
+        return jax.lax.fori_loop(*self.bounds, step, carry)
+
+    def whole(self) -> Stack:
+        """The packed rows of all its tokens."""
+        return self.read(0, self.size)
+
+
 def _attend_kind(kind: int, cache: KVCache, row: Array, q: Array, positions: Array) -> Array:
     spec, total = cache.layout.kinds[kind], slots(cache, kind)
     _, t, h, d = q.shape
     rows = _to_rows(rotate(q) if spec.k.rotate else q, next(iter(cache.stacks[kind].k.values())))
-    size = min(_tile_size(spec, rows), total)
+    tile, size = _cut(spec, rows, total)
     limits = jnp.tile(positions, (1, rows.shape[2] // t))[:, None]
+    live = jnp.max(positions) + 1
 
-    def step(tile: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        start = jnp.minimum(tile * size, total - size)
-        leaves = read_tile(cache, kind, row, start, size)
-        at = start + jnp.arange(size)
-        # The last tile may overlap the one before it: what that one has counted is left out.
-        seen = (at <= limits[..., None]) & (at >= tile * size)
-        scores = jnp.where(seen, _scores(spec.k, rows, leaves.k), -jnp.inf)
-        return _accumulate(carry, scores, partial(_mix, spec.v, d, leaves.v))
+    def step(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        begin, start = index * size, jnp.minimum(index * size, total - size)
+        bounds = (begin - start) // tile, -(-jnp.minimum(live - start, size) // tile)
+        read = lambda first, count: read_tile(cache, kind, row, start + first, count)
+        span, at = _Span(read, size, tile, bounds), start + jnp.arange(size)
+        # The last span may overlap the one before it: what that one has counted is left out.
+        seen = (at <= limits[..., None]) & (at >= begin)
+        scores = jnp.where(seen, _scores(spec.k, rows, span), -jnp.inf)
+        return _accumulate(carry, scores, partial(_mix, spec.v, d, span))
 
-    tiles = jnp.minimum(jnp.max(positions) // size + 1, -(-total // size))
+    spans = jnp.minimum(-(-live // size), -(-total // size))
     empty = jnp.full(rows.shape[:3], -jnp.inf), jnp.zeros(rows.shape[:3]), jnp.zeros_like(rows)
-    _, l, acc = jax.lax.fori_loop(0, tiles, step, empty)
+    _, l, acc = jax.lax.fori_loop(0, spans, step, empty)
     out = _from_rows(acc / l[..., None], t, h)
     return rotate(out) if spec.v.rotate else out
 
 
-def _tile_size(spec: KVSpec, rows: Array) -> int:
-    """Tokens per tile, in whole groups of K and of V."""
+def _cut(spec: KVSpec, rows: Array, total: int) -> tuple[int, int]:
+    """Tokens of a tile and of a span, in whole groups of K and of V."""
     batch, kv_heads, count, d = rows.shape
+    few = _few(count, d)
     fitting = min(_LONGEST_TILE, _TILE_VALUES // (batch * kv_heads * d))
-    tokens = fitting if _few(count, d) else _TILE
     period = math.lcm(spec.k.interval, spec.v.interval)
-    return max(1, tokens // period) * period
+    tile = min(max(1, (fitting if few else _TILE) // period) * period, total)
+    return tile, min(_TILES if few else 1, total // tile) * tile
 
 
 def _to_rows(q: Array, leaf: Array) -> Array:
@@ -105,25 +143,42 @@ def _from_rows(rows: Array, t: int, h: int) -> Array:
 
 
 def _accumulate(carry: tuple[Array, Array, Array], scores: Array, mix) -> tuple:
-    """The next m, l, acc of the running softmax, after the tile with these scores."""
+    """The next m, l, acc of the running softmax, after the span with these scores."""
     m, l, acc = carry
     m_next = jnp.maximum(m, jnp.max(scores, axis=-1))
     shrink, p = jnp.exp(m - m_next), jnp.exp(scores - m_next[..., None])
     return m_next, l * shrink + jnp.sum(p, axis=-1), acc * shrink[..., None] + mix(p)
 
 
-def _scores(side: Format, rows: Array, leaves: Leaves) -> Array:
-    """q.r_s for the rows [b, k, r, d] and the tokens of a tile: [b, k, r, s]."""
-    if side.chained and _few(rows.shape[2], rows.shape[3]):
-        return _chained_scores(side, rows, leaves)
-    return _dot_planes(side.split(rows), side.stored(leaves))
+def _scores(side: Format, rows: Array, span: _Span) -> Array:
+    """q.r_s for the rows [b, k, r, d] and the tokens of a span: [b, k, r, s]."""
+    few, queries = _few(rows.shape[2], rows.shape[3]), side.split(rows)
+
+    def put(first: Array | int, leaves: Stack, scores: Array) -> Array:
+        products = _dot_planes(queries, _unpacked(side, leaves.k, few=few))
+        return jax.lax.dynamic_update_slice_in_dim(scores, products, first, 3)
+
+    scores = span.fold(put, jnp.zeros((*rows.shape[:3], span.size)))
+    return _chained_scores(side, rows, span.whole().k, scores) if side.chained and few else scores
 
 
-def _mix(side: Format, head_dim: int, leaves: Leaves, p: Array) -> Array:
+def _mix(side: Format, head_dim: int, span: _Span, p: Array) -> Array:
     """sum_s p_s r_s for the weights p [b, k, r, s]: [b, k, r, d]."""
-    if side.chained and _few(p.shape[2], head_dim):
-        return _chained_mix(side, leaves, p)
-    return side.join(_mix_planes(p, side.stored(leaves)))
+    few, empty = _few(p.shape[2], head_dim), jnp.zeros((*p.shape[:3], head_dim))
+    weights = _later_sums(side, p) if side.chained and few else p
+
+    def add(first: Array | int, leaves: Stack, mixed: Planes) -> Planes:
+        share = jax.lax.dynamic_slice_in_dim(weights, first, span.tile, 3)
+        more = _mix_planes(share, _unpacked(side, leaves.v, few=few))
+        return tuple(map(jnp.add, mixed, more))
+
+    mixed = side.join(span.fold(add, side.split(empty)))
+    return mixed + _mixed_base(side, span.whole().v, weights) if side.chained and few else mixed
+
+
+def _unpacked(side: Format, leaves: Leaves, *, few: bool) -> Planes:
+    """What is multiplied: a chain's terms with few rows, the values themselves with many."""
+    return side.terms(leaves) if few else side.stored(leaves)
 
 
 def _few(rows: int, head_dim: int) -> bool:
@@ -131,19 +186,22 @@ def _few(rows: int, head_dim: int) -> bool:
     return rows < head_dim
 
 
-def _chained_scores(side: Format, rows: Array, leaves: Leaves) -> Array:
-    """q.base + running sum of q.e_j."""
+def _chained_scores(side: Format, rows: Array, leaves: Leaves, products: Array) -> Array:
+    """q.base + running sum of the products q.e_j."""
     first = _dot_planes((rows,), (side.base(leaves),))
-    products = _dot_planes(side.split(rows), side.terms(leaves))
     sums = _sum_in_groups(products.reshape(*first.shape, side.interval), jnp.triu)
     return (first[..., None] + sums).reshape(products.shape)
 
 
-def _chained_mix(side: Format, leaves: Leaves, p: Array) -> Array:
-    """(sum of p) base + the terms weighted with the reversed running sum of p."""
-    sums = _sum_in_groups(p.reshape(*p.shape[:-1], -1, side.interval), jnp.tril)
-    terms = side.join(_mix_planes(sums.reshape(p.shape), side.terms(leaves)))
-    return terms + _dot("bkrg,bkgd->bkrd", sums[..., 0], side.base(leaves))
+def _later_sums(side: Format, p: Array) -> Array:
+    """The weight of each e_j: the reversed running sum of p."""
+    groups = p.reshape(*p.shape[:-1], -1, side.interval)
+    return _sum_in_groups(groups, jnp.tril).reshape(p.shape)
+
+
+def _mixed_base(side: Format, leaves: Leaves, sums: Array) -> Array:
+    """(sum of p) base: the first of the reversed running sums of a group is all of them."""
+    return _dot("bkrg,bkgd->bkrd", sums[..., :: side.interval], side.base(leaves))
 
 
 def _dot_planes(rows: Planes, keys: Planes) -> Array:

@@ -20,7 +20,7 @@ from scripts.bench.shapes import ATTENTION, AttentionShape
 
 KV = ("f32", "bf16", "f16", "q8_0", "q4_0", "q4_0:rotate", "delta", "delta/q4_0")
 SHAPE = "llama3_8b_decode_8k"
-ROUNDS = 15
+ROUNDS = 31
 TURNS_BYTES, MOST_TURNS = 128 * 2**20, 16
 PIECE = 8192  # tokens that are packed at once
 TRIALS, CONTENDER = 3, 1.5

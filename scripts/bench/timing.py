@@ -4,6 +4,7 @@ A timer is a function that does its work once and returns the seconds that it to
 """
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -34,8 +35,16 @@ def timed(work: Callable[[], object]) -> Timer:
 
 
 def interleaved(timers: Mapping[str, Timer], repetitions: int) -> dict[str, float]:
-    """The median seconds of each timer, all in turn, after one round that is not counted."""
-    rounds = [{name: timer() for name, timer in timers.items()} for _ in range(repetitions + 1)]
+    """The median seconds of each timer, all in turn, after one round that is not counted.
+
+    Each round has an order of its own: what one leaves in the processor's caches would otherwise
+    always be at the expense of the same other.
+    """
+    shuffle = random.Random(0)
+    rounds = []
+    for _ in range(repetitions + 1):
+        order = shuffle.sample(list(timers), len(timers))
+        rounds.append({name: timers[name]() for name in order})
     return {name: statistics.median(seconds[name] for seconds in rounds[1:]) for name in timers}
 
 
