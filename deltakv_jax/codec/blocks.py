@@ -5,10 +5,13 @@ bit, and with each other in whatever program they are computed: no product is le
 with a sum that follows it (`rounded`), and a code times a float16 scale is exact in float32.
 """
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float16, Float32, Int8, UInt8
+from collections.abc import Callable
 
-from deltakv_jax.codec.packing import BLOCK, join_planes, nibble_planes, pack_nibbles
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float16, Float32, Int8, UInt16
+
+from deltakv_jax.codec.packing import BLOCK, Planes, centred_nibbles, join_planes, pack_nibbles
 from deltakv_jax.typed import typed
 
 
@@ -38,10 +41,10 @@ def quantize_q8_0(
     """Codes -127 … 127 and scales; scale = max abs / 127, rounded half away from zero."""
     blocks = _blocks(x)
     scale = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True) / 127
-    scaled = rounded(blocks * _inverse(scale), 127.0)
-    whole = jnp.floor(jnp.abs(scaled))
-    whole = whole + jnp.floor(2 * (jnp.abs(scaled) - whole))
-    codes = (jnp.sign(scaled) * whole).astype(jnp.int8)
+    steps = rounded(blocks * _inverse(scale), 127.0)
+    whole = jnp.floor(jnp.abs(steps))
+    whole = whole + jnp.floor(2 * (jnp.abs(steps) - whole))
+    codes = (jnp.sign(steps) * whole).astype(jnp.int8)
     return codes.reshape(x.shape), scale[..., 0].astype(jnp.float16)
 
 
@@ -50,41 +53,58 @@ def dequantize_q8_0(
     codes: Int8[Array, "*lead d"], scales: Float16[Array, "*lead blocks"]
 ) -> Float32[Array, "*lead d"]:
     """Codes * scale."""
-    values = _blocks(codes).astype(jnp.float32) * scales[..., None].astype(jnp.float32)
-    return values.reshape(codes.shape)
+    return scaled(codes.astype(jnp.float32), scales)
+
+
+@typed
+def scaled(
+    numbers: Float[Array, "*lead width"], scales: Float16[Array, "*lead blocks"]
+) -> Float[Array, "*lead width"]:
+    """Numbers times the scales of their blocks, in the dtype of the numbers."""
+    blocks = numbers.reshape(*scales.shape, -1)
+    return (blocks * scales[..., None].astype(numbers.dtype)).reshape(numbers.shape)
 
 
 @typed
 def quantize_q4_0(
     x: Float32[Array, "*lead d"],
-) -> tuple[UInt8[Array, "*lead half_d"], Float16[Array, "*lead blocks"]]:
+) -> tuple[UInt16[Array, "*lead words"], Float16[Array, "*lead blocks"]]:
     """Packed codes 0 … 15 and scales; scale = (first value of largest magnitude) / -8."""
     blocks = _blocks(x)
     largest = jnp.argmax(jnp.abs(blocks), axis=-1, keepdims=True)
     scale = jnp.take_along_axis(blocks, largest, axis=-1) / -8
-    scaled = rounded(blocks * _inverse(scale), 8.0)
-    codes = jnp.minimum(jnp.trunc(scaled + 8.5), 15).astype(jnp.uint8)
+    steps = rounded(blocks * _inverse(scale), 8.0)
+    codes = jnp.minimum(jnp.trunc(steps + 8.5), 15).astype(jnp.uint8)
     return pack_nibbles(codes.reshape(x.shape)), scale[..., 0].astype(jnp.float16)
 
 
 @typed
 def dequantize_q4_0(
-    packed: UInt8[Array, "*lead half_d"], scales: Float16[Array, "*lead blocks"]
+    words: UInt16[Array, "*lead words"], scales: Float16[Array, "*lead blocks"]
 ) -> Float32[Array, "*lead d"]:
     """(codes - 8) * scale."""
-    return join_planes(*dequantize_q4_0_planes(packed, scales))
+    return join_planes(*dequantize_q4_0_planes(words, scales))
 
 
 @typed
 def dequantize_q4_0_planes(
-    packed: UInt8[Array, "*lead half_d"], scales: Float16[Array, "*lead blocks"]
-) -> tuple[Float32[Array, "*lead half_d"], Float32[Array, "*lead half_d"]]:
-    """(codes - 8) * scale in two planes, as the codes lie in the bytes."""
-    scale = scales[..., None].astype(jnp.float32)
+    words: UInt16[Array, "*lead words"],
+    scales: Float16[Array, "*lead blocks"],
+    nibbles: Callable[[Array], Planes] = centred_nibbles,
+) -> Planes:
+    """(codes - 8) * scale in planes, in the dtype in which `nibbles` gives the codes less 8."""
+    return tuple(scaled(plane, scales) for plane in nibbles(words))
 
-    def values(codes: Array) -> Array:
-        blocks = codes.reshape(*scales.shape, -1).astype(jnp.int8) - 8
-        return (blocks.astype(jnp.float32) * scale).reshape(codes.shape)
 
-    low, high = nibble_planes(packed)
-    return values(low), values(high)
+@typed
+def shortened(scales: Float16[Array, "*lead"]) -> Float16[Array, "*lead"]:
+    """Scales rounded to 8 significant bits.
+
+    A 4-bit code times such a scale is a float16 without rounding, so that whatever multiplies in
+    float16 sums a chain of differences as exactly as float32 does.
+    """
+    bits = jax.lax.bitcast_convert_type(scales, jnp.uint16)
+    magnitude, largest = bits & 0x7FFF, jnp.uint16(0x7BF8)
+    short = jnp.minimum((magnitude + 4) & 0x7FF8, largest) | bits & 0x8000
+    finite = magnitude < 0x7C00
+    return jax.lax.bitcast_convert_type(jnp.where(finite, short, bits), jnp.float16)

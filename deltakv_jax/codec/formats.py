@@ -9,7 +9,7 @@ Letters: t tokens (a multiple of the interval), d head_dim, g groups, n position
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,14 @@ from jaxtyping import Array, Bool, Float32, Int
 
 from deltakv_jax.codec import blocks
 from deltakv_jax.codec.hadamard import rotate
-from deltakv_jax.codec.packing import BLOCK, join_planes, split_planes
+from deltakv_jax.codec.packing import (
+    BLOCK,
+    PLANES,
+    Planes,
+    centred_nibbles,
+    join_planes,
+    split_planes,
+)
 from deltakv_jax.errors import UserError
 from deltakv_jax.typed import typed
 
@@ -25,8 +32,21 @@ Leaves = dict[str, Array]
 Per = Literal["token", "group"]
 """What a row of a leaf belongs to."""
 
-Planes = tuple[Array, ...]
-"""Arrays whose last axes together are head_dim, in the order in which a format unpacks it."""
+
+class Unpack(NamedTuple):
+    """How packed codes become numbers, which a kernel may do in a way of its own.
+
+    Attributes:
+      nibbles: words [*lead, w] -> the codes less 8, in planes [*lead, w].
+      integers: int8 [*lead, d] -> the same numbers.
+    """
+
+    nibbles: Callable[[Array], Planes]
+    integers: Callable[[Array], Array]
+
+
+EXACTLY = Unpack(centred_nibbles, lambda codes: codes.astype(jnp.float32))
+"""In float32, in which a code times its float16 scale is exact."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +134,12 @@ class Format:
         """The inverse of `split`."""
         return planes[0]
 
-    def terms(self, leaves: Leaves) -> Planes:
-        """Float32 planes [*lead, t, …] in the stored frame, that is rotated if `rotate`.
+    def terms(self, leaves: Leaves, unpack: Unpack = EXACTLY) -> Planes:
+        """Planes [*lead, t, …] in the stored frame, that is rotated if `rotate`.
 
         A value is its own term, or, if `chained`, the sum of the terms of its group up to its
-        own, behind the group's `base`.
+        own, behind the group's `base`. Where codes are unpacked, the terms are in the dtype of
+        what `unpack` gives, and in float32 elsewhere.
         """
         raise NotImplementedError
 
@@ -183,7 +204,8 @@ class _Dense(_Independent):
     def quantize(self, x: Array) -> Leaves:
         return {"values": x.astype(self.dtype)}
 
-    def terms(self, leaves: Leaves) -> Planes:
+    def terms(self, leaves: Leaves, unpack: Unpack = EXACTLY) -> Planes:
+        del unpack
         return (leaves["values"].astype(jnp.float32),)
 
 
@@ -208,7 +230,8 @@ class _BF16(_Independent):
     def quantize(self, x: Array) -> Leaves:
         return {"bits": jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)}
 
-    def terms(self, leaves: Leaves) -> Planes:
+    def terms(self, leaves: Leaves, unpack: Unpack = EXACTLY) -> Planes:
+        del unpack
         return (jax.lax.bitcast_convert_type(leaves["bits"].astype(jnp.uint32) << 16, jnp.float32),)
 
 
@@ -234,12 +257,13 @@ class _Q8_0(_Independent):  # noqa: N801
     def quantize(self, x: Array) -> Leaves:
         return dict(zip(("codes", "scales"), blocks.quantize_q8_0(x), strict=True))
 
-    def terms(self, leaves: Leaves) -> Planes:
-        return (blocks.dequantize_q8_0(leaves["codes"], leaves["scales"]),)
+    def terms(self, leaves: Leaves, unpack: Unpack = EXACTLY) -> Planes:
+        numbers = unpack.integers(leaves["codes"])
+        return (blocks.scaled(numbers, leaves["scales"]),)
 
 
 class _NibblePlanes:
-    """Terms of 4-bit codes, read in the two planes in which they lie."""
+    """Terms of 4-bit codes, read in the four planes in which they lie."""
 
     def split(self, x: Array) -> Planes:
         return split_planes(x)
@@ -247,8 +271,8 @@ class _NibblePlanes:
     def join(self, planes: Planes) -> Array:
         return join_planes(*planes)
 
-    def terms(self, leaves: Leaves) -> Planes:
-        return blocks.dequantize_q4_0_planes(leaves["codes"], leaves["scales"])
+    def terms(self, leaves: Leaves, unpack: Unpack = EXACTLY) -> Planes:
+        return blocks.dequantize_q4_0_planes(leaves["codes"], leaves["scales"], unpack.nibbles)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,7 +283,7 @@ class _Q4_0(_NibblePlanes, _Independent):  # noqa: N801
     options: ClassVar = {"rotate": None}
 
     def leaves(self, head_dim: int) -> dict[str, Leaf]:
-        return _block_leaves(head_dim, self.name, Leaf("token", head_dim // 2, jnp.uint8))
+        return _block_leaves(head_dim, self.name, Leaf("token", head_dim // PLANES, jnp.uint16))
 
     def quantize(self, x: Array) -> Leaves:
         return dict(zip(("codes", "scales"), blocks.quantize_q4_0(x), strict=True))
@@ -271,8 +295,9 @@ class _Delta(_NibblePlanes, Format):
 
     r_0 = keyframe; r_n = r_{n-1} + q4_0(x_n - r_{n-1}): the encoder predicts from the decoder's
     reconstruction (closed loop), so its error does not grow along the group. The base is the
-    keyframe, the terms are the dequantised differences. The keyframe's own slot of codes stays
-    zero: a row per token keeps groups aligned for kernels, for 4.5 / interval bits a value.
+    keyframe, the terms are the dequantised differences, whose scales have 8 significant bits. The
+    keyframe's own slot of codes stays zero: a row per token keeps groups aligned for kernels, for
+    4.5 / interval bits a value.
     """
 
     name: str = "delta"
@@ -282,7 +307,7 @@ class _Delta(_NibblePlanes, Format):
 
     def leaves(self, head_dim: int) -> dict[str, Leaf]:
         return {
-            **_block_leaves(head_dim, self.name, Leaf("token", head_dim // 2, jnp.uint8)),
+            **_block_leaves(head_dim, self.name, Leaf("token", head_dim // PLANES, jnp.uint16)),
             "keyframes": Leaf("group", head_dim, jnp.float16),
         }
 
@@ -299,7 +324,7 @@ class _Delta(_NibblePlanes, Format):
 
         def step(r: Array, at: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
             x, new, *stored = at
-            written = blocks.quantize_q4_0(x - r)
+            written = self._quantize(x - r)
             codes, scales = (jnp.where(new, *pair) for pair in zip(written, stored, strict=True))
             return r + blocks.dequantize_q4_0(codes, scales), (codes, scales)
 
@@ -317,12 +342,16 @@ class _Delta(_NibblePlanes, Format):
     @typed
     def append(self, x: Float32[Array, "*lead 1 d"], old: Leaves, n: Int[Array, "*lead"]) -> Leaves:
         x, n = self._stored_frame(x), n[..., None, None]
-        codes, scales = blocks.quantize_q4_0(x - self._predictor(old, n))
+        codes, scales = self._quantize(x - self._predictor(old, n))
         return {
-            "codes": jnp.where(n == 0, 0, codes).astype(jnp.uint8),
+            "codes": jnp.where(n == 0, 0, codes).astype(codes.dtype),
             "scales": jnp.where(n == 0, 0, scales).astype(jnp.float16),
             "keyframes": jnp.where(n == 0, x.astype(jnp.float16), old["keyframes"]),
         }
+
+    def _quantize(self, difference: Array) -> tuple[Array, Array]:
+        codes, scales = blocks.quantize_q4_0(difference)
+        return codes, blocks.shortened(scales)
 
     def _predictor(self, leaves: Leaves, n: Array) -> Array:
         """r_{n-1}, float32 [*lead, 1, d], summed in the order in which `encode` sums."""

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array
 
 from deltakv_jax.codec import blocks
-from deltakv_jax.codec.packing import BLOCK, nibble_planes
+from deltakv_jax.codec.packing import BLOCK
 
 MatrixLeaves = Mapping[str, Any]
 """Arrays of NumPy or JAX by their names, each [*lead, *shape of a row]."""
@@ -194,11 +194,12 @@ class _Q4_0(Blocks):  # noqa: N801
 
     def quantize(self, values: np.ndarray) -> MatrixLeaves:
         codes, scales = jax.jit(blocks.quantize_q4_0)(values.astype(np.float32))
-        return {"codes": across(_numpy_blocks(codes, _HALF)), "scales": np.asarray(scales)}
+        bytes_ = np.asarray(codes).view(np.uint8)
+        return {"codes": across(_numpy_blocks(bytes_, _HALF)), "scales": np.asarray(scales)}
 
     def read(self, leaves: MatrixLeaves) -> tuple[Scaled, ...]:
-        scale = leaves["scales"].astype(jnp.float32)
-        return (Scaled(nibble_planes(leaves["codes"]), scale, 8 * scale),)
+        scale, packed = leaves["scales"].astype(jnp.float32), leaves["codes"]
+        return (Scaled((packed & 0xF, packed >> 4), scale, 8 * scale),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,5 +247,5 @@ def across(codes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.swapaxes(codes, -1, -2))
 
 
-def _numpy_blocks(codes: Array, size: int) -> np.ndarray:
+def _numpy_blocks(codes: Any, size: int) -> np.ndarray:
     return np.asarray(codes).reshape(len(codes), -1, size)

@@ -1,49 +1,56 @@
-"""Packing of 4-bit codes into bytes, and back.
+"""Packing of 4-bit codes into 16-bit words, and back.
 
-Planar within a block of 32: byte j of a block holds code j in its low and code j + 16 in its
-high nibble, as llama.cpp's q4_0 has them. So the low nibbles of a row, and the high ones, are two
-planes that need no interleaving: q.x is the sum of the products of q's planes with x's.
+The bytes are llama.cpp's q4_0: byte j of a block of 32 holds code j in its low and code j + 16 in
+its high nibble. They are kept two to a word, the first in the low half, since a GPU turns 16-bit
+numbers into matrix operands without taking them apart. Nibble p of all words of a row is a plane,
+and planes need no interleaving: q.x is the sum of the products of q's planes with x's.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped, UInt8
+from jaxtyping import Array, Shaped, UInt8, UInt16
 
 from deltakv_jax.typed import typed
 
 BLOCK = 32
 _HALF = BLOCK // 2
+_WORDS = BLOCK // 4  # of a block
+PLANES = 4
+
+Planes = tuple[Array, ...]
+"""Arrays whose last axes together are head_dim, in the order in which it is unpacked."""
 
 
 @typed
-def pack_nibbles(codes: UInt8[Array, "*lead d"]) -> UInt8[Array, "*lead half_d"]:
-    """Packs codes 0 … 15 two to a byte; d must be a multiple of 32."""
-    low, high = split_planes(codes)
-    return low | high << 4
+def pack_nibbles(codes: UInt8[Array, "*lead d"]) -> UInt16[Array, "*lead words"]:
+    """Packs codes 0 … 15 four to a word; d must be a multiple of 32."""
+    planes = (plane.astype(jnp.uint16) for plane in split_planes(codes))
+    first, second, third, fourth = planes
+    return first | second << 4 | third << 8 | fourth << 12
 
 
 @typed
-def nibble_planes(
-    packed: UInt8[Array, "*lead half_d"],
-) -> tuple[UInt8[Array, "*lead half_d"], UInt8[Array, "*lead half_d"]]:
-    """The codes 0 … 15 of `pack_nibbles` in two planes, as they lie in the bytes."""
-    return packed & 0xF, packed >> 4
+def centred_nibbles(words: UInt16[Array, "*lead words"]) -> Planes:
+    """The codes of `pack_nibbles` less 8, float32, in planes."""
+    return tuple((code.astype(jnp.int16) - 8).astype(jnp.float32) for code in nibble_planes(words))
 
 
 @typed
-def split_planes(
-    x: Shaped[Array, "*lead d"],
-) -> tuple[Shaped[Array, "*lead half_d"], Shaped[Array, "*lead half_d"]]:
-    """The first and the second half of every block of 32, as the planes have them."""
-    halves = x.reshape(*x.shape[:-1], -1, 2, _HALF)
-    flat = (*x.shape[:-1], x.shape[-1] // 2)
-    return halves[..., 0, :].reshape(flat), halves[..., 1, :].reshape(flat)
+def nibble_planes(words: UInt16[Array, "*lead words"]) -> Planes:
+    """The codes 0 … 15 of `pack_nibbles`, uint16, in planes."""
+    return tuple(words >> 4 * plane & 0xF for plane in range(PLANES))
 
 
 @typed
-def join_planes(
-    low: Shaped[Array, "*lead half_d"], high: Shaped[Array, "*lead half_d"]
-) -> Shaped[Array, "*lead d"]:
+def split_planes(x: Shaped[Array, "*lead d"]) -> Planes:
+    """The values of each plane: values 2i, 2i + 16, 2i + 1 and 2i + 17 of every block."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2, _WORDS, 2)
+    flat = (*x.shape[:-1], x.shape[-1] // PLANES)
+    return tuple(pairs[..., half, :, odd].reshape(flat) for odd in (0, 1) for half in (0, 1))
+
+
+@typed
+def join_planes(*planes: Shaped[Array, "*lead words"]) -> Shaped[Array, "*lead d"]:
     """The inverse of `split_planes`."""
-    blocks = lambda plane: plane.reshape(*plane.shape[:-1], -1, _HALF)
-    both = jnp.concatenate([blocks(low), blocks(high)], axis=-1)
-    return both.reshape(*low.shape[:-1], -1)
+    blocks = [plane.reshape(*plane.shape[:-1], -1, _WORDS) for plane in planes]
+    halves = [jnp.stack(blocks[half::2], axis=-1) for half in (0, 1)]
+    return jnp.stack(halves, axis=-3).reshape(*planes[0].shape[:-1], -1)

@@ -2,9 +2,11 @@
 
 Flash-decoding (Dao et al., 2023): the context is split over programs, each with a running softmax
 over its own tiles, and a last step combines them. A program serves the query rows of one kv head,
-which share its loads. A format needs no kernel of its own: its `terms` unpack a tile, and a chain
-of differences is not undone. Inside a group q.r_t is q.base and the running sum of q.e_j, and
-sum_t p_t r_t is (sum of p) base and the e_j weighted with the reversed running sum of p.
+which share its loads. A format needs no kernel of its own: its `terms` unpack a tile. A chain of
+differences is not undone token by token. Inside a group q.r_t is q.base and the running sum of
+q.e_j. Of the values, a matrix unit makes the running sums of the e_j, as a product with a triangle
+of ones; without one, the e_j are weighted with the reversed running sum of p. The base is added
+once for each group, with the sum of its weights.
 
 Letters: b sequences, k kv heads, c blocks of query rows, r rows of a block, s splits of the
 context, n tokens of a tile, p plane (see `Format.split`), w width of a plane, a power of two.
@@ -12,6 +14,7 @@ context, n tokens of a tile, p plane (see `Format.split`), w width of a plane, a
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +25,17 @@ from deltakv_jax.codec import Format, KVSpec
 from deltakv_jax.codec.hadamard import rotate
 from deltakv_jax.errors import UserError
 from deltakv_jax.typed import typed
+from deltakv_pallas.halves import unpacking
 from deltakv_pallas.lowering import call, device_kind
 from deltakv_pallas.program import Cut, Inputs, Outputs, program
-from deltakv_pallas.side import Side, pad_last, power_of_two
+from deltakv_pallas.side import Side, power_of_two
 from deltakv_pallas.tuning import Tuning, decode_tuning
 
-_MATRIX_ROWS = 16
-"""Query rows that a matrix unit takes at least."""
+_GROUPS = 16
+"""Keyframes that are read at once: rows that a matrix unit takes at least."""
+
+_PROMPT_ROWS = 16
+"""Query rows of a block of a prompt, at least: all read a tile that is unpacked once."""
 
 
 @typed
@@ -76,11 +83,11 @@ def _attend_kind(
     kv_heads = next(iter(stack.k.values())).shape[2]
     heads = q.shape[2] // kv_heads
     tuning = tuning or _row(cache, kind, heads)
-    cut = _cut(cache, kind, tuning, q.shape)
+    cut = _cut(cache, kind, tuning, q.shape, interpret)
     rows = _to_rows(cut, rotate(q) if spec.k.rotate else q, kv_heads)
-    planes = tuple(pad_last(plane).astype(spec.k.operand) for plane in spec.k.split(rows))
-    columns = cut.k.columns(), cut.v.columns()
-    inputs = Inputs(row[None], _limits(cut, positions, heads), planes, stack.k, stack.v, *columns)
+    planes = jnp.stack([cut.k.pad(plane) for plane in spec.k.split(rows)], axis=3)
+    queries, columns = planes.astype(spec.k.operand), (cut.k.columns(), cut.v.columns())
+    inputs = Inputs(row[None], _limits(cut, positions, heads), queries, stack.k, stack.v, *columns)
     b, _, blocks = rows.shape[:3]
     run = call(
         functools.partial(program, cut),
@@ -97,23 +104,37 @@ def _attend_kind(
 
 def _outputs(cut: Cut, lead: tuple[int, ...]) -> Outputs:
     """The shapes of what the programs write; `lead` is [b, k, c]."""
-    shape = lambda *last: jax.ShapeDtypeStruct((*lead, cut.splits, cut.rows, *last), jnp.float32)
-    return Outputs(tuple(shape(width) for width in cut.v.widths()), shape(), shape())
+    shape = lambda *last: jax.ShapeDtypeStruct((*lead, cut.splits, *last, cut.rows), jnp.float32)
+    widths = cut.v.widths()
+    return Outputs(shape(len(widths), widths[0]), shape(), shape())
 
 
-def _cut(cache: KVCache, kind: int, tuning: Tuning, q_shape: tuple[int, ...]) -> Cut:
+def _cut(
+    cache: KVCache, kind: int, tuning: Tuning, q_shape: tuple[int, ...], interpret: bool
+) -> Cut:
     """The cut for queries [b, t, h, d] over one stack of a cache."""
     spec, total, (b, t, h, d) = cache.layout.kinds[kind], slots(cache, kind), q_shape
     kv_heads = next(iter(cache.stacks[kind].k.values())).shape[2]
     tile = min(tuning.tile, 1 << (total.bit_length() - 1))
-    longest = max(spec.k.interval, spec.v.interval)
-    rows = max(_MATRIX_ROWS if tuning.matrix_units else 1, power_of_two(h // kv_heads))
+    intervals = [side.interval for side in (spec.k, spec.v) if side.chained] or [1]
+    prompt = _PROMPT_ROWS if t > 1 and tuning.matrix_units else 1
+    rows = max(tuning.rows, power_of_two(h // kv_heads), prompt)
     queries = min(t, rows * kv_heads // h)
-    run = max(1, longest // tile)
+    run = max(1, max(intervals) // tile)
     programs = b * kv_heads * -(-t // queries)
-    splits = min(max(1, tuning.programs // programs), -(-total // (run * tile)))
-    k, v = (Side(side, d, tile) for side in (spec.k, spec.v))
-    return Cut(k, v, total, run, queries, rows, splits, tuning.matrix_units)
+    k, v = (Side(side, d, tile, unpacking(interpret=interpret)) for side in (spec.k, spec.v))
+    return Cut(
+        k=k,
+        v=v,
+        slots=total,
+        run=run,
+        queries=queries,
+        rows=rows,
+        splits=min(max(1, tuning.programs // programs), -(-total // (run * tile))),
+        groups=max(_GROUPS if tuning.matrix_units else 1, tile // min(intervals)),
+        matrix_units=tuning.matrix_units,
+        half_sums=tuning.half_sums and not interpret,
+    )
 
 
 def timed_here(cache: KVCache, heads: int) -> bool:
@@ -148,10 +169,13 @@ def _check(spec: KVSpec) -> None:
 
 
 def _to_rows(cut: Cut, q: Array, kv_heads: int) -> Array:
-    """[b, k, c, r, d], scaled: blocks of query tokens with the heads that read one kv head."""
+    """[b, k, c, r, d]: blocks of query tokens with the heads that read one kv head.
+
+    Scaled so that scores are exponents of 2.
+    """
     b, t, h, d = q.shape
     blocks = -(-t // cut.queries)
-    padded = jnp.pad(q * d**-0.5, ((0, 0), (0, blocks * cut.queries - t), (0, 0), (0, 0)))
+    padded = jnp.pad(q * (d**-0.5 / math.log(2)), ((0, 0), (0, blocks * cut.queries - t), (0, 0), (0, 0)))
     grouped = padded.reshape(b, blocks, cut.queries, kv_heads, h // kv_heads, d)
     rows = jnp.moveaxis(grouped, 3, 1).reshape(b, kv_heads, blocks, -1, d)
     return jnp.pad(rows, [(0, 0)] * 3 + [(0, cut.rows - rows.shape[3]), (0, 0)])
@@ -168,12 +192,13 @@ def _limits(cut: Cut, positions: Array, heads: int) -> Array:
 
 def _combine(side: Format, splits: Outputs, head_dim: int) -> Array:
     """[b, k, c, r, d]: the splits' softmaxes put together, in the stored frame."""
-    weights = jnp.exp(splits.m - jnp.max(splits.m, axis=3, keepdims=True))
+    weights = jnp.exp2(splits.m - jnp.max(splits.m, axis=3, keepdims=True))
     total = jnp.sum(splits.l * weights, axis=3)
     shares = weights / jnp.where(total > 0, total, 1)[:, :, :, None]  # rows of padding see nothing
-    mixed = (jnp.sum(plane * shares[..., None], axis=3) for plane in splits.acc)
-    widths = (len(plane) for plane in side.split(jnp.zeros(head_dim)))
-    return side.join(tuple(x[..., :width] for x, width in zip(mixed, widths, strict=True)))
+    mixed = jnp.sum(splits.acc * shares[..., None, None, :], axis=3)  # [b, k, c, p, w, r]
+    planes = side.split(jnp.zeros(head_dim))
+    kept = jnp.swapaxes(mixed[..., : len(planes[0]), :], -1, -2)
+    return side.join(tuple(kept[..., p, :, :] for p in range(len(planes))))
 
 
 def _from_rows(cut: Cut, rows: Array, shape: tuple[int, ...]) -> Array:

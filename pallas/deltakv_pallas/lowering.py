@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.stages import Lowered
 from jaxlib.mlir import ir
+from jaxtyping import Array
 
 from deltakv_jax.errors import UserError
 
@@ -110,14 +112,48 @@ def call(
     return run
 
 
+def addressable(size: int, itemsize: int) -> bool:
+    """Whether a kernel can read an array of `size` numbers.
+
+    Pallas counts in 32 bits up to 2^32 bytes, which are too few for more than 2^31 numbers.
+    """
+    return size <= 2**31 or size * itemsize > 2**32
+
+
 def _check_offsets(arrays: Sequence[Any]) -> None:
-    """Pallas counts in 32 bits up to 2^32 bytes, which are too few for more than 2^31 numbers."""
     for array in arrays:
-        if array.size > 2**31 and array.size * array.dtype.itemsize <= 2**32:
+        if not addressable(array.size, array.dtype.itemsize):
             raise UserError(
                 f"the kernels read arrays of at most {2**31} numbers or more than {2**32} bytes, "
-                f"one has {array.size} bytes; attention by xla reads it"
+                f"one has {array.size} bytes; xla reads it"
             )
+
+
+def assembly(
+    text: str, inputs: Sequence[Array], dtype: Any, *, register: str = "r", pack: int = 1
+) -> Array:
+    """Assembly for arrays of one shape, value by value.
+
+    Args:
+      text: instructions. Registers are numbered from `$0` on: first those of the result, then those
+        of each input.
+      inputs: integers.
+      dtype: of the result.
+      register: what LLVM calls the kind of register: "r" on NVIDIA's GPUs, "v" on AMD's.
+      pack: values that the text serves at once. They share registers of 32 bits: four bytes lie in
+        one, four integers of 32 bits in four.
+    """
+    count = lambda kind: pack * jnp.dtype(kind).itemsize // 4
+    out = [f"=&{register}"] * count(dtype)
+    taken = [register] * sum(count(x.dtype) for x in inputs)
+    [result] = plgpu.elementwise_inline_asm(
+        text,
+        args=inputs,
+        constraints=",".join(out + taken),
+        pack=pack,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(inputs[0].shape, dtype)],
+    )
+    return result
 
 
 def lower(function: Callable[..., Any], arguments: Sequence[Any], target: Target) -> Lowered:

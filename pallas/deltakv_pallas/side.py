@@ -5,32 +5,19 @@ Triton takes sizes that are powers of two only, so rows of other widths are read
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from deltakv_jax.codec import Format, Planes
+from deltakv_jax.codec import Format, Planes, Unpack
 from deltakv_pallas.lowering import load
 
 Refs = Mapping[str, Any]
 """References to leaves [l, b, k, rows, width], by name."""
 
-
-class Tile(NamedTuple):
-    """What a program has read of one side.
-
-    Attributes:
-      side: the side.
-      terms: float32 planes [n, w].
-      bases: float32 planes [g, w] of what chains begin with; none without chains.
-      opens: whether a group begins with the tile.
-    """
-
-    side: "Side"
-    terms: Planes
-    bases: Planes
-    opens: Array
+_LEAST = 64
+"""Values that a row is widened to: a quarter of it, a plane, is what a matrix unit takes."""
 
 
 def power_of_two(n: int) -> int:
@@ -46,11 +33,13 @@ class Side:
       format: how it is stored.
       head_dim: values of a head.
       tile: tokens that are read at once.
+      unpack: how codes become numbers.
     """
 
     format: Format
     head_dim: int
     tile: int
+    unpack: Unpack
 
     @property
     def group(self) -> int:
@@ -62,56 +51,67 @@ class Side:
         """Whether groups are longer than tiles, so that a tile goes on from the one before."""
         return self.format.interval > self.tile
 
+    def widened(self, width: int) -> int:
+        """What so many numbers of a row take, once the row is as wide as Triton wants it."""
+        return width * max(_LEAST, power_of_two(self.head_dim)) // self.head_dim
+
     def columns(self) -> Planes:
         """int32 [w] for each plane: where its values lie among those of a head; -1 is padding."""
         planes = self.format.split(jnp.arange(self.head_dim, dtype=jnp.int32))
-        return tuple(pad_last(plane, -1) for plane in planes)
+        return tuple(self.pad(plane, -1) for plane in planes)
 
     def widths(self) -> tuple[int, ...]:
         """The width of each plane."""
         return tuple(len(plane) for plane in self.columns())
 
-    def read(self, refs: Refs, columns: Any, where: tuple[Any, ...], start: Array) -> Tile:
-        """The tile that begins with token `start`.
+    def pad(self, x: Array, value: float = 0) -> Array:
+        """Returns a plane [*lead, …] widened to [*lead, w]."""
+        missing = self.widened(x.shape[-1]) - x.shape[-1]
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)], constant_values=value)
+
+    def terms(self, refs: Refs, where: tuple[Any, ...], start: Array) -> Planes:
+        """Planes [n, w] of the tile that begins with token `start`, to be multiplied.
+
+        Args:
+          refs: the leaves.
+          where: layer, sequence and kv head.
+          start: its first token, a multiple of the interval or of the tile.
+        """
+        tokens = start + jnp.arange(self.tile)
+        rows = {
+            name: self._rows(refs[name], where, tokens)
+            for name, leaf in self.format.leaves(self.head_dim).items()
+            if leaf.per == "token"
+        }
+        terms = self.format.terms(rows, self.unpack)
+        return tuple(term.astype(self.format.operand) for term in terms)
+
+    def bases(self, refs: Refs, columns: Any, where: tuple[Any, ...], groups: Array) -> Planes:
+        """Float32 planes [g, w] of what the chains of groups [g] begin with.
 
         Args:
           refs: the leaves.
           columns: references to what `columns` gives.
           where: layer, sequence and kv head.
-          start: its first token, a multiple of the interval or of the tile.
+          groups: their numbers; what lies behind the last group reads as the last.
         """
-        leaves = self.format.leaves(self.head_dim)
-        tokens = start + jnp.arange(self.tile)
-        rows = {
-            name: _whole_rows(refs[name], where, tokens)
-            for name, leaf in leaves.items()
-            if leaf.per == "token"
-        }
-        groups = start // self.format.interval + jnp.arange(self.tile // self.group)
-        base = lambda columns: self.format.base(
-            {
-                name: _picked(refs[name], where, groups, columns)
-                for name, leaf in leaves.items()
-                if leaf.per == "group"
-            }
-        )
-        bases = tuple(base(ref[...]) for ref in columns) if self.format.chained else ()
-        return Tile(self, self.format.terms(rows), bases, start % self.format.interval == 0)
+        names = [
+            name for name, leaf in self.format.leaves(self.head_dim).items() if leaf.per == "group"
+        ]
 
+        def base(columns: Array) -> Array:
+            rows = lambda ref: _picked(ref, where, jnp.minimum(groups, ref.shape[3] - 1), columns)
+            return self.format.base({name: rows(refs[name]) for name in names})
 
-def pad_last(x: Array, value: float = 0) -> Array:
-    """Returns x with its last axis padded to a power of two."""
-    missing = power_of_two(x.shape[-1]) - x.shape[-1]
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)], constant_values=value)
+        return tuple(base(ref[...]) for ref in columns)
 
-
-def _whole_rows(ref: Any, where: tuple[Any, ...], tokens: Array) -> Array:
-    """[n, width padded to a power of two]: whole rows of a leaf."""
-    width = ref.shape[-1]
-    columns = jnp.arange(power_of_two(width))
-    if len(columns) == width:
-        return load(ref.at[(*where, tokens[:, None], columns[None, :])])
-    return _picked(ref, where, tokens, jnp.where(columns < width, columns, -1))
+    def _rows(self, ref: Any, where: tuple[Any, ...], tokens: Array) -> Array:
+        """[n, widened]: whole rows of a leaf."""
+        width = ref.shape[-1]
+        columns = jnp.arange(self.widened(width))
+        if len(columns) == width:
+            return load(ref.at[(*where, tokens[:, None], columns[None, :])])
+        return _picked(ref, where, tokens, jnp.where(columns < width, columns, -1))
 
 
 def _picked(ref: Any, where: tuple[Any, ...], rows: Array, columns: Array) -> Array:

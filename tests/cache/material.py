@@ -162,7 +162,7 @@ def random_bits(cache: KVCache, seed: int = 0) -> KVCache:
 
 def _random_leaf(rng: np.random.Generator, key: str, leaf: jax.Array) -> jax.Array:
     if key == "codes":  # spread about zero like 4-bit ones, so that no score drowns the others
-        low, high = (-8, 8) if leaf.dtype == jnp.int8 else (0, 256)
+        low, high = (-8, 8) if leaf.dtype == jnp.int8 else (0, 2**16)
         return jnp.array(rng.integers(low, high, leaf.shape), leaf.dtype)
     values = rng.standard_normal(leaf.shape).astype(np.float32)
     if key == "bits":  # of a bfloat16

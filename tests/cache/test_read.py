@@ -31,8 +31,8 @@ def decoded(side: Format, leaves: Leaves) -> np.ndarray:
     if "bits" in leaves:
         return (np.asarray(leaves["bits"], np.uint32) << 16).view(np.float32).astype(np.float64)
     codes = np.asarray(leaves["codes"])
-    if codes.dtype == np.uint8:
-        planes = codes.reshape(len(codes), -1, 16)
+    if codes.dtype == np.uint16:
+        planes = codes.view(np.uint8).reshape(len(codes), -1, 16)
         codes = np.concatenate([planes & 15, planes >> 4], -1).reshape(len(codes), -1) - 8.0
     terms = codes * np.asarray(leaves["scales"], np.float64).repeat(32, -1)
     if "keyframes" in leaves:

@@ -14,7 +14,7 @@ from deltakv_jax.codec import blocks
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "blocks.npz")
 QUANTIZE = {"q8_0": blocks.quantize_q8_0, "q4_0": blocks.quantize_q4_0}
 DEQUANTIZE = {"q8_0": blocks.dequantize_q8_0, "q4_0": blocks.dequantize_q4_0}
-CODE_TYPE = {"q8_0": np.int8, "q4_0": np.uint8}
+CODE_TYPE = {"q8_0": np.int8, "q4_0": np.uint16}
 COMPILED = {name: jax.jit(quantize) for name, quantize in QUANTIZE.items()}
 RESTORED = {name: jax.jit(dequantize) for name, dequantize in DEQUANTIZE.items()}
 
@@ -57,7 +57,7 @@ def test_reconstruction_of_the_golden_bytes(name):
     codes, scales = golden(name)
     finite = np.isfinite(scales).all(axis=-1)
     if name == "q4_0":
-        planes = codes.reshape(-1, 2, 16)
+        planes = codes.view(np.uint8).reshape(-1, 2, 16)
         whole = np.concatenate([planes & 15, planes >> 4], axis=-1).astype(np.float32) - 8
     else:
         whole = codes.reshape(-1, 2, 32).astype(np.float32)

@@ -75,7 +75,7 @@ def test_delta_golden_bytes():
     e_2 = np.where(i == 31, 4.0, -0.5)  # scale -1/2, largest last
     x = np.stack([x_0, x_0 + e_1 + 0.25 * (i > 0), x_0 + e_1 + e_2])  # a quarter is lost at 1 …
     leaves = encode(fmt("delta:interval=3"), jnp.array(x, jnp.float32))
-    pack = lambda codes: codes[:16] | codes[16:] << 4
+    pack = lambda codes: (codes[:16] | codes[16:] << 4).astype(np.uint8).view(np.uint16)
     np.testing.assert_array_equal(leaves["keyframes"], x_0.astype(np.float16)[None])
     np.testing.assert_array_equal(leaves["scales"][:, 0], np.array([0, 1, -0.5], np.float16))
     np.testing.assert_array_equal(leaves["codes"][0], 0)  # the keyframe's own slot stays zero

@@ -30,7 +30,7 @@ KINDS = (
 DELTA = KINDS.index("delta")
 LENGTHS = (1, 31, 32, 33, 101, 2048)
 EXACT_ERROR, HALF_ERROR = 1e-5, 4e-3
-VECTOR = Tuning(matrix_units=False, programs=64)
+VECTOR = Tuning(matrix_units=False, rows=1, programs=64)
 """Of a device without matrix units."""
 
 reference = jax.jit(attend_reference)
