@@ -132,8 +132,8 @@ FAULTS = (
         "nibbles are swapped in packing and unpacking alike",
         "deltakv_jax/codec/packing.py",
         (
-            ("return low | high << 4", "return high | low << 4"),
-            ("return packed & 0xF, packed >> 4", "return packed >> 4, packed & 0xF"),
+            ("first, second, third, fourth = planes", "second, first, fourth, third = planes"),
+            ("for plane in range(PLANES)", "for plane in (1, 0, 3, 2)"),
         ),
         "tests/codec/test_packing.py",
     ),
@@ -270,39 +270,49 @@ FAULTS = (
     Fault(
         "the kernel takes V's leaves for K's",
         "pallas/deltakv_pallas/decode.py",
-        (("planes, stack.k, stack.v, *columns)", "planes, stack.v, stack.v, *columns)"),),
-        "tests/pallas/test_decode.py::test_every_format_at_every_length[delta]",
+        (("queries, stack.k, stack.v", "queries, stack.v, stack.v"),),
+        "tests/pallas/test_decode.py::test_every_format_at_every_length[delta-matrix]",
     ),
     Fault(
         "the kernel counts one token too many",
         "pallas/deltakv_pallas/program.py",
-        (("at[None] <= limits[:, None]", "at[None] <= limits[:, None] + 1"),),
-        "tests/pallas/test_decode.py::test_every_format_at_every_length[delta]",
+        (("at[:, None] <= this.limits[None]", "at[:, None] <= this.limits[None] + 1"),),
+        "tests/pallas/test_decode.py::test_every_format_at_every_length[delta-matrix]",
     ),
     Fault(
         "the kernel's running sum goes on across the end of a group",
         "pallas/deltakv_pallas/groups.py",
         (
             (
-                "jnp.cumsum(x.reshape(len(x), -1, side.group), axis=2).reshape(x.shape)",
-                "jnp.cumsum(x, axis=1)",
+                "jnp.cumsum(grouped, axis=1).reshape(x.shape)",
+                "jnp.cumsum(x, axis=0)",
             ),
         ),
         "tests/pallas/test_decode.py::test_every_format_at_every_length"
-        "[delta:interval=128/delta:rotate:interval=4]",
+        "[delta:interval=128/delta:rotate:interval=4-vector]",
     ),
     Fault(
         "the kernel's sum of weights is not reversed",
-        "pallas/deltakv_pallas/program.py",
-        (("weights = spread(total, side) - running(p, side) + p", "weights = running(p, side)"),),
-        "tests/pallas/test_decode.py::test_every_format_at_every_length[delta]",
+        "pallas/deltakv_pallas/groups.py",
+        (("return totals.reshape(p.shape) - running(p, side) + p", "return running(p, side)"),),
+        "tests/pallas/test_decode.py::test_every_format_at_every_length[delta-vector]",
+    ),
+    Fault(
+        "the kernel's matrix units sum values across the end of a group",
+        "pallas/deltakv_pallas/groups.py",
+        ((" & (group[:, None] == group)", ""),),
+        "tests/pallas/test_decode.py::test_every_format_at_every_length"
+        "[delta:interval=128/delta:rotate:interval=4-matrix]",
     ),
     Fault(
         "a group that is longer than a tile begins anew with each tile",
-        "pallas/deltakv_pallas/side.py",
-        (("start % self.format.interval == 0)", "start >= 0)"),),
+        "pallas/deltakv_pallas/program.py",
+        (
+            ("start % side.format.interval == 0, 0.0, before[0]", "start >= 0, 0.0, before[0]"),
+            ("opens = start % side.format.interval == 0", "opens = start >= 0"),
+        ),
         "tests/pallas/test_decode.py::test_every_format_at_every_length"
-        "[delta:interval=128/delta:rotate:interval=4]",
+        "[delta:interval=128/delta:rotate:interval=4-vector]",
     ),
 )
 

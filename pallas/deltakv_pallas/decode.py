@@ -175,7 +175,9 @@ def _to_rows(cut: Cut, q: Array, kv_heads: int) -> Array:
     """
     b, t, h, d = q.shape
     blocks = -(-t // cut.queries)
-    padded = jnp.pad(q * (d**-0.5 / math.log(2)), ((0, 0), (0, blocks * cut.queries - t), (0, 0), (0, 0)))
+    padded = jnp.pad(
+        q * (d**-0.5 / math.log(2)), ((0, 0), (0, blocks * cut.queries - t), (0, 0), (0, 0))
+    )
     grouped = padded.reshape(b, blocks, cut.queries, kv_heads, h // kv_heads, d)
     rows = jnp.moveaxis(grouped, 3, 1).reshape(b, kv_heads, blocks, -1, d)
     return jnp.pad(rows, [(0, 0)] * 3 + [(0, cut.rows - rows.shape[3]), (0, 0)])

@@ -47,7 +47,7 @@ def inner(a: Array, b: Array, operand: Any) -> Array:
 
 
 def places(side: Side, count: int, unit: Array, start: Array) -> Array:
-    """bool [g, n], or [g, 1] where the tile is of one group: which tokens are of which group.
+    """Which tokens are of which group: bool [g, n], or [g, 1] where the tile is of one group.
 
     Args:
       side: of the cache.
