@@ -152,7 +152,8 @@ def _accumulate(carry: tuple[Array, Array, Array], scores: Array, mix) -> tuple:
 
 def _scores(side: Format, rows: Array, span: _Span) -> Array:
     """q.r_s for the rows [b, k, r, d] and the tokens of a span: [b, k, r, s]."""
-    few, queries = _few(rows.shape[2], rows.shape[3]), side.split(rows)
+    few = _few(rows.shape[2], rows.shape[3])
+    queries = side.split(rows) if few else (rows,)
 
     def put(first: Array | int, leaves: Stack, scores: Array) -> Array:
         products = _dot_planes(queries, _unpacked(side, leaves.k, few=few))
@@ -172,13 +173,18 @@ def _mix(side: Format, head_dim: int, span: _Span, p: Array) -> Array:
         more = _mix_planes(share, _unpacked(side, leaves.v, few=few))
         return tuple(map(jnp.add, mixed, more))
 
+    if not few:
+        return span.fold(add, (empty,))[0]
     mixed = side.join(span.fold(add, side.split(empty)))
-    return mixed + _mixed_base(side, span.whole().v, weights) if side.chained and few else mixed
+    return mixed + _mixed_base(side, span.whole().v, weights) if side.chained else mixed
 
 
 def _unpacked(side: Format, leaves: Leaves, *, few: bool) -> Planes:
-    """What is multiplied: a chain's terms with few rows, the values themselves with many."""
-    return side.terms(leaves) if few else side.stored(leaves)
+    """What is multiplied: a chain's terms in planes with few rows, the values with many.
+
+    Putting the planes in order costs less than a product with many rows for each.
+    """
+    return side.terms(leaves) if few else (side.join(side.stored(leaves)),)
 
 
 def _few(rows: int, head_dim: int) -> bool:

@@ -65,17 +65,48 @@ def scaled(
     return (blocks * scales[..., None].astype(numbers.dtype)).reshape(numbers.shape)
 
 
+Words = tuple[UInt16[Array, "*lead words"], Float16[Array, "*lead blocks"]]
+"""Packed codes 0 … 15, and scales."""
+
+
 @typed
-def quantize_q4_0(
-    x: Float32[Array, "*lead d"],
-) -> tuple[UInt16[Array, "*lead words"], Float16[Array, "*lead blocks"]]:
-    """Packed codes 0 … 15 and scales; scale = (first value of largest magnitude) / -8."""
+def quantize_q4_0(x: Float32[Array, "*lead d"]) -> Words:
+    """Codes by scale = (first value of largest magnitude) / -8."""
     blocks = _blocks(x)
+    scale = _scale(blocks)
+    return _codes(blocks, scale), scale[..., 0].astype(jnp.float16)
+
+
+@typed
+def quantize_short_q4_0(x: Float32[Array, "*lead d"]) -> Words:
+    """The same with scales of 8 significant bits, by which the codes are chosen.
+
+    A code times such a scale is a float16 without rounding, so that what multiplies in float16
+    sums a chain of differences as exactly as float32 does.
+    """
+    blocks = _blocks(x)
+    scale = _shortened(_scale(blocks).astype(jnp.float16))
+    return _codes(blocks, scale.astype(jnp.float32)), scale[..., 0]
+
+
+def _scale(blocks: Array) -> Array:
     largest = jnp.argmax(jnp.abs(blocks), axis=-1, keepdims=True)
-    scale = jnp.take_along_axis(blocks, largest, axis=-1) / -8
-    steps = rounded(blocks * _inverse(scale), 8.0)
-    codes = jnp.minimum(jnp.trunc(steps + 8.5), 15).astype(jnp.uint8)
-    return pack_nibbles(codes.reshape(x.shape)), scale[..., 0].astype(jnp.float16)
+    return jnp.take_along_axis(blocks, largest, axis=-1) / -8
+
+
+def _codes(blocks: Array, scale: Array) -> Array:
+    steps = rounded(blocks * _inverse(scale), 9.0)
+    codes = jnp.clip(jnp.trunc(steps + 8.5), 0, 15).astype(jnp.uint8)
+    return pack_nibbles(codes.reshape(*blocks.shape[:-2], -1))
+
+
+def _shortened(scales: Array) -> Array:
+    """Float16 numbers rounded to 8 significant bits; infinities and NaN as they are."""
+    bits = jax.lax.bitcast_convert_type(scales, jnp.uint16)
+    magnitude, largest = bits & 0x7FFF, jnp.uint16(0x7BF8)
+    short = jnp.minimum((magnitude + 4) & 0x7FF8, largest) | bits & 0x8000
+    finite = magnitude < 0x7C00
+    return jax.lax.bitcast_convert_type(jnp.where(finite, short, bits), jnp.float16)
 
 
 @typed
@@ -94,17 +125,3 @@ def dequantize_q4_0_planes(
 ) -> Planes:
     """(codes - 8) * scale in planes, in the dtype in which `nibbles` gives the codes less 8."""
     return tuple(scaled(plane, scales) for plane in nibbles(words))
-
-
-@typed
-def shortened(scales: Float16[Array, "*lead"]) -> Float16[Array, "*lead"]:
-    """Scales rounded to 8 significant bits.
-
-    A 4-bit code times such a scale is a float16 without rounding, so that whatever multiplies in
-    float16 sums a chain of differences as exactly as float32 does.
-    """
-    bits = jax.lax.bitcast_convert_type(scales, jnp.uint16)
-    magnitude, largest = bits & 0x7FFF, jnp.uint16(0x7BF8)
-    short = jnp.minimum((magnitude + 4) & 0x7FF8, largest) | bits & 0x8000
-    finite = magnitude < 0x7C00
-    return jax.lax.bitcast_convert_type(jnp.where(finite, short, bits), jnp.float16)

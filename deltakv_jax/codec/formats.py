@@ -324,7 +324,7 @@ class _Delta(_NibblePlanes, Format):
 
         def step(r: Array, at: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
             x, new, *stored = at
-            written = self._quantize(x - r)
+            written = blocks.quantize_short_q4_0(x - r)
             codes, scales = (jnp.where(new, *pair) for pair in zip(written, stored, strict=True))
             return r + blocks.dequantize_q4_0(codes, scales), (codes, scales)
 
@@ -342,16 +342,12 @@ class _Delta(_NibblePlanes, Format):
     @typed
     def append(self, x: Float32[Array, "*lead 1 d"], old: Leaves, n: Int[Array, "*lead"]) -> Leaves:
         x, n = self._stored_frame(x), n[..., None, None]
-        codes, scales = self._quantize(x - self._predictor(old, n))
+        codes, scales = blocks.quantize_short_q4_0(x - self._predictor(old, n))
         return {
             "codes": jnp.where(n == 0, 0, codes).astype(codes.dtype),
             "scales": jnp.where(n == 0, 0, scales).astype(jnp.float16),
             "keyframes": jnp.where(n == 0, x.astype(jnp.float16), old["keyframes"]),
         }
-
-    def _quantize(self, difference: Array) -> tuple[Array, Array]:
-        codes, scales = blocks.quantize_q4_0(difference)
-        return codes, blocks.shortened(scales)
 
     def _predictor(self, leaves: Leaves, n: Array) -> Array:
         """r_{n-1}, float32 [*lead, 1, d], summed in the order in which `encode` sums."""

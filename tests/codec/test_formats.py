@@ -122,10 +122,10 @@ def test_closed_loop(seed, drift):
     difference = x[1:] - values[:-1]
     later = np.arange(1, len(x)) % INTERVAL != 0
     error = abs(values - x)[1:][later]
-    # Half a step; float16's rounding of it, at most 8 codes from 0; and one step where the
-    # difference would need the code 16.
+    # Half a step, or one where the difference would need the code 16; the rounding of a scale that
+    # float16 hardly holds, at most 8 codes from 0; and that of the sums.
     step, difference = step[1:][later], abs(difference)[later]
-    bound = np.where(difference > 7.4 * step, 1.01, 0.51) * step + 8 * 2**-25 + 1e-6 * abs(x).max()
+    bound = np.where(difference > 7.4 * step, 1.04, 0.5) * step + 8 * 2**-22 + 1e-6 * abs(x).max()
     assert (error <= bound).all()
     keyframes = x[::INTERVAL]
     np.testing.assert_array_equal(values[::INTERVAL], keyframes.astype(np.float16))

@@ -93,12 +93,21 @@ def q4_0(x: np.ndarray) -> np.ndarray:
     return (codes - 8) * np.float32(np.float16(scale))
 
 
+def short_q4_0(x: np.ndarray) -> np.ndarray:
+    """The same with a scale of 8 significant bits."""
+    mantissa, exponent = np.frexp(np.float16(x[np.argmax(np.abs(x))] / -8))
+    away = np.trunc(np.float32(mantissa) * 256 + np.copysign(0.5, mantissa))
+    scale = np.float32(np.ldexp(away / 256, exponent))
+    codes = np.clip(np.trunc(x / scale + 8.5), 0, 15)
+    return (codes - 8) * scale
+
+
 def delta(x: np.ndarray) -> np.ndarray:
     """What is left of the tokens [t 32] of one block in `delta`."""
     stored = []
     for t, token in enumerate(x):
         keyframe = np.float32(np.float16(token))
-        stored.append(stored[-1] + q4_0(token - stored[-1]) if t % INTERVAL else keyframe)
+        stored.append(stored[-1] + short_q4_0(token - stored[-1]) if t % INTERVAL else keyframe)
     return np.array(stored)
 
 
