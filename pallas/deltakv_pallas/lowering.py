@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.stages import Lowered
 from jaxlib.mlir import ir
+from jaxtyping import Array
 
 from deltakv_jax.errors import UserError
 
@@ -23,6 +25,9 @@ program_id = pl.program_id
 """The number of a program along an axis of the grid."""
 
 _CUSTOM_CALL = "__gpu$xla.gpu.triton"
+
+_PACK = 4
+"""Neighbouring values that one piece of assembly serves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,14 +115,48 @@ def call(
     return run
 
 
+def addressable(size: int, itemsize: int) -> bool:
+    """Whether a kernel can read an array of `size` numbers.
+
+    Pallas counts in 32 bits up to 2^32 bytes, which are too few for more than 2^31 numbers.
+    """
+    return size <= 2**31 or size * itemsize > 2**32
+
+
 def _check_offsets(arrays: Sequence[Any]) -> None:
-    """Pallas counts in 32 bits up to 2^32 bytes, which are too few for more than 2^31 numbers."""
     for array in arrays:
-        if array.size > 2**31 and array.size * array.dtype.itemsize <= 2**32:
+        if not addressable(array.size, array.dtype.itemsize):
             raise UserError(
                 f"the kernels read arrays of at most {2**31} numbers or more than {2**32} bytes, "
-                f"one has {array.size} bytes; attention by xla reads it"
+                f"one has {array.size} bytes; xla reads it"
             )
+
+
+def takes_ptx() -> bool:
+    """Whether the device that is compiled for takes `ptx`."""
+    return device_kind().startswith("NVIDIA")
+
+
+def ptx(text: str, inputs: Sequence[Array], dtype: Any) -> Array:
+    """Assembly of NVIDIA's GPUs for arrays of one shape, four neighbouring values at a time.
+
+    Args:
+      text: instructions. Registers are numbered from `$0` on, first those of the result, then those
+        of the inputs: one for four values of a byte each, two for float16.
+      inputs: integers of 8 bits, or float16.
+      dtype: of the result, likewise.
+    """
+    registers = lambda kind: jnp.dtype(kind).itemsize * _PACK // 4
+    out = ["=&r"] * registers(dtype)
+    taken = ["r"] * sum(registers(x.dtype) for x in inputs)
+    [result] = plgpu.elementwise_inline_asm(
+        text,
+        args=inputs,
+        constraints=",".join(out + taken),
+        pack=_PACK,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(inputs[0].shape, dtype)],
+    )
+    return result
 
 
 def lower(function: Callable[..., Any], arguments: Sequence[Any], target: Target) -> Lowered:
