@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deltakv_jax.parallel.sharding import parts
+from deltakv_jax.weights.roles import Shape
 from deltakv_jax.weights.storage import Storage
 from deltakv_pallas.lowering import addressable
 
@@ -37,7 +38,7 @@ class Stacking(NamedTuple):
 
 
 def stack_layers(
-    role: str, stores: Sequence[Storage], shape: tuple[int, int], mesh: Mapping[str, int]
+    role: str, stores: Sequence[Storage], shape: Shape, mesh: Mapping[str, int]
 ) -> Stacking:
     """How the layers of a role are stacked.
 
@@ -57,7 +58,7 @@ def stack_layers(
     return stacking
 
 
-def _most(store: Storage, shape: tuple[int, int], devices: int, layers: int) -> int:
+def _most(store: Storage, shape: Shape, devices: int, layers: int) -> int:
     """Layers of a stack: all, or equal parts of which each can be read; one can always be."""
     rows, values = shape
     leaves = [

@@ -26,9 +26,6 @@ program_id = pl.program_id
 
 _CUSTOM_CALL = "__gpu$xla.gpu.triton"
 
-_PACK = 4
-"""Neighbouring values that one piece of assembly serves."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -132,28 +129,28 @@ def _check_offsets(arrays: Sequence[Any]) -> None:
             )
 
 
-def takes_ptx() -> bool:
-    """Whether the device that is compiled for takes `ptx`."""
-    return device_kind().startswith("NVIDIA")
-
-
-def ptx(text: str, inputs: Sequence[Array], dtype: Any) -> Array:
-    """Assembly of NVIDIA's GPUs for arrays of one shape, four neighbouring values at a time.
+def assembly(
+    text: str, inputs: Sequence[Array], dtype: Any, *, register: str = "r", pack: int = 1
+) -> Array:
+    """Assembly for arrays of one shape, value by value.
 
     Args:
-      text: instructions. Registers are numbered from `$0` on, first those of the result, then those
-        of the inputs: one for four values of a byte each, two for float16.
-      inputs: integers of 8 bits, or float16.
-      dtype: of the result, likewise.
+      text: instructions. Registers are numbered from `$0` on: first those of the result, then those
+        of each input.
+      inputs: integers.
+      dtype: of the result.
+      register: what LLVM calls the kind of register: "r" on NVIDIA's GPUs, "v" on AMD's.
+      pack: values that the text serves at once. They share registers of 32 bits: four bytes lie in
+        one, four integers of 32 bits in four.
     """
-    registers = lambda kind: jnp.dtype(kind).itemsize * _PACK // 4
-    out = ["=&r"] * registers(dtype)
-    taken = ["r"] * sum(registers(x.dtype) for x in inputs)
+    count = lambda kind: pack * jnp.dtype(kind).itemsize // 4
+    out = [f"=&{register}"] * count(dtype)
+    taken = [register] * sum(count(x.dtype) for x in inputs)
     [result] = plgpu.elementwise_inline_asm(
         text,
         args=inputs,
         constraints=",".join(out + taken),
-        pack=_PACK,
+        pack=pack,
         result_shape_dtypes=[jax.ShapeDtypeStruct(inputs[0].shape, dtype)],
     )
     return result
