@@ -31,6 +31,9 @@ Kind = tuple[Blocks, Mapping[str, Array]]
 _LARGEST = BASE * 127 + 127
 """The largest number of two signed digits."""
 
+_PASSES = 2
+"""With several vectors, at most."""
+
 _WASTE = 7 / 6
 """Blocks that may be read in place of each one of a row, where chunks overlap."""
 
@@ -98,26 +101,28 @@ def _row(format_: Blocks, rows: int, values: int) -> Tuning:
 
 def _cut(tuning: Tuning, size: int, shape: tuple[int, ...], maker: str | None) -> Cut:
     """The cut for x of this shape and a matrix of `size` rows."""
-    batch, blocks = shape[0], shape[1] // BLOCK
-    width = _width(blocks, tuning.width)
+    vectors, blocks = shape[0], shape[1] // BLOCK
+    groups = -(-vectors // tuning.batch)
+    batch, width = -(-vectors // groups), _width(blocks, tuning.width)
     most = 1 << (size.bit_length() - 1)
     rows = min(max(1, tuning.warps * tuning.warp * tuning.bytes // width), most)
-    passes = min(tuning.passes, most // rows)
-    while passes > 1 and size < tuning.programs * passes * rows:
+    passes = _passes(tuning, size, rows, batch)
+    return Cut(size, blocks, rows, passes, width, tuning.quads, batch, maker)
+
+
+def _passes(tuning: Tuning, size: int, rows: int, batch: int) -> int:
+    """As many as leave enough programs, and registers for the sums of several vectors."""
+    passes = tuning.passes if batch == 1 else min(tuning.passes, _PASSES)
+    while passes > 1 and size < max(tuning.programs, 1) * passes * rows:
         passes //= 2
-    groups = -(-batch // tuning.batch)
-    return Cut(size, blocks, rows, passes, width, tuning.quads, -(-batch // groups), maker)
+    return passes
 
 
 def _width(blocks: int, most: int) -> int:
-    """Blocks that are read at once: a power of two that divides the row, if not far below `most`.
-
-    Else one with which few enough blocks are read twice.
-    """
-    widths = [most >> i for i in range(most.bit_length())]
-    divides = lambda width: blocks % width == 0 and width >= most // 4
+    """The largest power of two up to `most` with which few enough blocks are read twice."""
+    widths = (most >> i for i in range(most.bit_length()))
     fits = lambda width: width <= blocks and -(-blocks // width) * width <= _WASTE * blocks
-    return next(filter(divides, widths), None) or next(filter(fits, widths))
+    return next(filter(fits, widths))
 
 
 def _digits(x: Array) -> tuple[Array, Array, Array]:

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+from dataclasses import replace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +47,32 @@ class Tuning:
 
 _NVIDIA = Tuning("NVIDIA", passes=2, warp=32, programs=528, source="2026-11-26, compiled for sm_90")
 
+_H200 = replace(
+    _NVIDIA,
+    device="NVIDIA H200",
+    timed=True,
+    source="2026-11-26, timed on an NVIDIA H200 as machine code that Triton 3.8.0 compiled",
+)
+
+_Q4_0 = replace(_H200, format="q4_0")
+
 MATVEC = (
     Tuning(source="2026-11-26, compiled for gfx906, gfx90a and gfx942"),
     _NVIDIA,
+    _H200,
+    replace(_H200, format="q8_0", passes=1, warps=2),
+    replace(_H200, format="q4_k", warps=2),
+    replace(_H200, format="q5_k", passes=1, warps=2),
+    replace(_H200, format="q6_k", bytes=8, warps=2, batch=2),
+    replace(_Q4_0, rows=28672, values=8192, passes=4, warps=2),
+    replace(_Q4_0, rows=8192, values=28672, passes=1, warps=2),
+    replace(_Q4_0, rows=8192, values=8192, passes=1, quads=4, warps=2),
+    replace(_Q4_0, rows=1024, values=8192, passes=1, quads=4, warps=2),
+    replace(_Q4_0, rows=128256, values=8192, bytes=8, quads=4),
+    replace(_Q4_0, rows=14336, values=4096, warps=2),
+    replace(_Q4_0, rows=4096, values=14336, passes=4, quads=4, warps=2),
+    replace(_Q4_0, rows=4096, values=4096, passes=1),
+    replace(_Q4_0, rows=1024, values=4096, passes=1),
 )
 
 

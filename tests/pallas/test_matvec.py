@@ -190,20 +190,18 @@ def test_it_lowers_for_a_gpu_that_is_not_at_hand(target: str):
 
 @pytest.mark.parametrize(
     ("blocks", "width"),
-    [(256, 256), (896, 128), (448, 64), (344, 128), (224, 128), (40, 8), (1, 1)],
+    [(256, 256), (896, 256), (448, 256), (344, 128), (224, 128), (40, 8), (1, 1)],
 )
 def test_chunks_of_a_row_waste_little(blocks: int, width: int):
     assert _width(blocks, 256) == width
 
 
-def test_few_rows_get_fewer_passes():
+@pytest.mark.parametrize(
+    ("rows", "vectors", "passes"), [(1024, 1, 1), (2048, 1, 2), (4096, 1, 4), (28672, 2, 2)]
+)
+def test_few_rows_and_several_vectors_get_fewer_passes(rows: int, vectors: int, passes: int):
     tuning = Tuning(warp=32, passes=4, programs=512)
-    assert [_cut(tuning, m, (1, 8192), None).passes for m in (1024, 2048, 4096, 28672)] == [
-        1,
-        2,
-        4,
-        4,
-    ]
+    assert _cut(tuning, rows, (vectors, 8192), None).passes == passes
 
 
 def test_the_assembly_transposes_bytes():
