@@ -59,11 +59,12 @@ _Q4_0 = replace(_H200, format="q4_0")
 MATVEC = (
     Tuning(source="2026-11-26, compiled for gfx906, gfx90a and gfx942"),
     _NVIDIA,
+    replace(_NVIDIA, format="q6_k", passes=1),
     _H200,
     replace(_H200, format="q8_0", passes=1, warps=2),
     replace(_H200, format="q4_k", warps=2),
     replace(_H200, format="q5_k", passes=1, warps=2),
-    replace(_H200, format="q6_k", bytes=8, warps=2, batch=2),
+    replace(_H200, format="q6_k", passes=1, warps=2),
     replace(_Q4_0, rows=28672, values=8192, passes=4, warps=2),
     replace(_Q4_0, rows=8192, values=28672, passes=1, warps=2),
     replace(_Q4_0, rows=8192, values=8192, passes=1, quads=4, warps=2),
