@@ -96,6 +96,14 @@ def program(cut: Cut, formats: tuple[Blocks, ...], inputs: Inputs, output: Any) 
     jax.lax.switch(inputs.where[0], branches)
 
 
+def rows_of(cut: Cut, tile: Array) -> list[Array]:
+    """The rows [r] of each pass of a program; the last program may overlap the one before."""
+    start = tile * cut.tile
+    if cut.size % cut.tile:
+        start = jnp.minimum(start, cut.size - cut.tile)
+    return [start + i * cut.rows + jnp.arange(cut.rows) for i in range(cut.passes)]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Product:
     """The product of a program with one kind of weights.
@@ -114,19 +122,12 @@ class _Product:
 
     def write(self, output: Any) -> None:
         """Computes and writes it."""
-        cut, rows = self.cut, self._rows()
+        cut, rows = self.cut, rows_of(self.cut, self.tile)
         totals: Totals = {key: cut.zeros(jnp.float32) for key in np.ndindex(cut.passes, cut.batch)}
         chunk = functools.partial(self._chunk, rows)
         totals = jax.lax.fori_loop(0, cut.chunks, chunk, totals)
         for (i, j), total in totals.items():
             output[self.first + j, rows[i]] = jnp.sum(total, axis=1)
-
-    def _rows(self) -> list[Array]:
-        """The rows [r] of each pass; the last program may overlap the one before."""
-        cut, start = self.cut, self.tile * self.cut.tile
-        if cut.size % cut.tile:
-            start = jnp.minimum(start, cut.size - cut.tile)
-        return [start + i * cut.rows + jnp.arange(cut.rows) for i in range(cut.passes)]
 
     def _chunk(self, rows: list[Array], chunk: Array, totals: Totals) -> Totals:
         """Adds what the blocks of a chunk give."""

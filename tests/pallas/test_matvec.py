@@ -19,6 +19,7 @@ from deltakv_pallas import matvec_tuning
 from deltakv_pallas.cases import matvec_case
 from deltakv_pallas.lowering import TARGETS
 from deltakv_pallas.matvec import _cut, _width, matvec, timed_here
+from deltakv_pallas.matvec_program import rows_of
 from deltakv_pallas.matvec_tuning import Tuning
 from deltakv_pallas.words import _GATHER
 
@@ -202,6 +203,15 @@ def test_chunks_of_a_row_waste_little(blocks: int, width: int):
 def test_few_rows_and_several_vectors_get_fewer_passes(rows: int, vectors: int, passes: int):
     tuning = Tuning(warp=32, passes=4, programs=512)
     assert _cut(tuning, rows, (vectors, 8192), None).passes == passes
+
+
+def test_the_last_program_stays_inside_of_the_matrix():
+    """On a GPU it would write elsewhere; interpretation lets that pass."""
+    cut = _cut(TUNING, M, (1, N), None)
+    last = jnp.int32(-(-M // cut.tile) - 1)
+    rows = jnp.concatenate(rows_of(cut, last))
+    assert M % cut.tile
+    np.testing.assert_array_equal(rows, np.arange(M - cut.tile, M))
 
 
 def test_the_assembly_transposes_bytes():
