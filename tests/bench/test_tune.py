@@ -11,7 +11,7 @@ from scripts.bench import timing, tune
 from scripts.bench.tunable import TUNABLE
 
 SHAPE = ("q4_0", 64, 256, 1)
-GENERAL = matvec_tuning("NVIDIA H200", "", 0, 0)
+GENERAL = matvec_tuning("NVIDIA A100", "", 0, 0)
 
 
 def kernel(**fields):
@@ -26,11 +26,11 @@ def test_the_fastest_row_is_found_under_its_shape(monkeypatch):
     )
     seconds = {1: 3.0, 2: 1.0, 8: 2.0}
     fake = kernel(timers=lambda shape: lambda row: lambda: seconds[row.warps])
-    row = tune.timed(fake, SHAPE, "NVIDIA H200")
-    assert (row.warps, row.timed, row.device) == (2, True, "NVIDIA H200")
+    row = tune.timed(fake, SHAPE, "NVIDIA A100")
+    assert (row.warps, row.timed, row.device) == (2, True, "NVIDIA A100")
     assert (row.format, row.rows, row.values) == SHAPE[:3]
     text = tune.as_written(row, GENERAL)
-    assert text.startswith("replace(GENERAL, device='NVIDIA H200', format='q4_0', rows=64")
+    assert text.startswith("replace(GENERAL, device='NVIDIA A100', format='q4_0', rows=64")
     assert "bytes" not in text
 
 
