@@ -16,14 +16,14 @@ from scripts.bench.results import Row
 from scripts.bench.shapes import MATRICES
 
 SHAPE = (8, 256)
-TINY = LlamaConfig(
-    vocab_size=64,
+TINY = LlamaConfig(  # all its matrices have one shape
+    vocab_size=32,
     width=32,
     layers=2,
-    heads=2,
+    heads=1,
     kv_heads=1,
     head_dim=32,
-    ffn=64,
+    ffn=32,
     context=64,
     rope_theta=10000.0,
     norm_eps=1e-5,
@@ -110,6 +110,5 @@ def test_a_random_model_decodes_where_its_cache_is_full(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "tiny q4_0, 32 tokens" in out
     cache = 2 * 2 * 32 * 32 * 5 // 8  # K and V, two layers, 32 tokens of 32 values, 5 bits
-    layer = 2 * (64 + 32) * 32 + 2 * 64 * 32 + 32 * 64  # q and o, k and v, gate and up, down
-    weights = (64 * 32 + 2 * layer) * 4.5 / 8 + 5 * 32 * 4  # with the head, and five norms
+    weights = (2 * 7 + 1) * 32 * 32 * 4.5 / 8 + 5 * 32 * 4  # with the head, and five norms
     assert f"{(cache + weights) / 1e9:.4g} GB must be read" in out
