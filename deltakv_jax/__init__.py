@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from deltakv_jax.generation.decode import Decoded, Stop, decode
     from deltakv_jax.generation.sampling import Sampling, make_sampling, sequence_keys
     from deltakv_jax.generation.steps import decode_step, empty_cache, prefill
+    from deltakv_jax.linear import multiplied_by
     from deltakv_jax.parallel.mesh import make_mesh
     from deltakv_jax.weights import LoadedModel, demo_folder, load_model
 
@@ -53,6 +54,7 @@ _HOMES = {
     "generation.decode": ("Decoded", "Stop", "decode"),
     "generation.sampling": ("Sampling", "make_sampling", "sequence_keys"),
     "generation.steps": ("decode_step", "empty_cache", "prefill"),
+    "linear": ("multiplied_by",),
     "parallel.mesh": ("make_mesh",),
     "weights": ("LoadedModel", "demo_folder", "load_model"),
 }
@@ -77,6 +79,7 @@ __all__ = [
     "make_cache",
     "make_mesh",
     "make_sampling",
+    "multiplied_by",
     "parse_spec",
     "prefill",
     "sequence_keys",

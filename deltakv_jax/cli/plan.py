@@ -87,7 +87,8 @@ def make_run(options: argparse.Namespace, say: measuring.Say) -> Run:
     shape = options.mesh or {}
     use_cpu(math.prod(shape.values()))
     device = DEVICES[options.device]
-    planned = plan_model(options.model, options.weights, on_cpu=device.platform is None)
+    on_cpu = device.platform is None
+    planned = plan_model(options.model, options.weights, on_cpu=on_cpu, mesh=shape)
     context = planned.config.context
     ctx = options.ctx or min(CTX, context)
     measuring.check_context(ctx, context, beyond=options.beyond_context, say=say)

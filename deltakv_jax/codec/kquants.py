@@ -6,7 +6,8 @@ Steps and floors are kept in a byte each, so that q4_k and q5_k take 1/8 bit mor
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +15,10 @@ from jaxtyping import Array
 
 from deltakv_jax.codec.matrix import (
     Blocks,
+    Factors,
+    Field,
     MatrixLeaves,
-    Parts,
     RowLeaf,
-    Scaled,
     across,
     fields,
     halves,
@@ -40,6 +41,7 @@ class _K(Blocks):
     """
 
     multiple: ClassVar[int] = SUPER
+    per: ClassVar[int] = SUPER // BLOCK
     high_bits: ClassVar[int] = 0
 
     def leaves(self, n: int) -> dict[str, RowLeaf]:
@@ -69,23 +71,20 @@ class _K(Blocks):
             packed["high"] = across(np.bitwise_or.reduce(high << shifts, axis=-2))
         return packed
 
-    def _codes(self, leaves: MatrixLeaves) -> Parts:
-        """The codes, uint8 [*lead, j, b] each."""
-        return tuple(self._part(leaves, i) for i in range(self.count))
+    def fields(self) -> tuple[Field, ...]:
+        return tuple(self._field(i) for i in range(self.count))
 
-    def _part(self, leaves: MatrixLeaves, i: int) -> Array:
-        packed = leaves[f"codes{i % (self.count // 2)}"]
-        nibbles = packed & 0xF if i < self.count // 2 else packed >> 4
-        if not self.high_bits:
-            return nibbles
-        mask, shift = (1 << self.high_bits) - 1 << 4, 4 - i * self.high_bits
-        high = leaves["high"]
-        return nibbles | (high << shift if shift > 0 else high >> -shift) & mask
+    def _field(self, i: int) -> Field:
+        half = self.count // 2
+        high, shift = (1 << self.high_bits) - 1 << 4, 4 - i * self.high_bits
+        return Field(f"codes{i % half}", 4 * (i // half), high, shift if self.high_bits else 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class _WithFloors(_K):
     """q4_k and q5_k: eight blocks have steps and floors under two float16 factors."""
+
+    floors: ClassVar[bool] = True
 
     def _scale_leaves(self, blocks: int, supers: int) -> dict[str, RowLeaf]:
         return {
@@ -115,15 +114,15 @@ class _WithFloors(_K):
         """The codes of those fields: [m, supers, 8, 32]."""
         raise NotImplementedError
 
-    def read(self, leaves: MatrixLeaves) -> tuple[Scaled, ...]:
-        scale = _spread(leaves["d"]) * leaves["steps"].astype(jnp.float32)
-        offset = _spread(leaves["dmin"]) * leaves["floors"].astype(jnp.float32)
-        return (Scaled(self._codes(leaves), scale, offset),)
+    def factors(self, leaf: Callable[..., Array]) -> Factors:
+        return ((leaf("d") * leaf("steps"), leaf("dmin") * leaf("floors")),)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Q4_K(_WithFloors):  # noqa: N801
     """Codes of 4 bits."""
+
+    middle: ClassVar[int] = 8
 
     def _code_fields(self) -> tuple[int, ...]:
         return (SUPER // 2,)
@@ -136,6 +135,7 @@ class _Q4_K(_WithFloors):  # noqa: N801
 class _Q5_K(_WithFloors):  # noqa: N801
     """Codes of 5 bits."""
 
+    middle: ClassVar[int] = 16
     count: ClassVar[int] = 8
     high_bits: ClassVar[int] = 1
 
@@ -153,6 +153,8 @@ class _Q6_K(_K):  # noqa: N801
     """Codes -32 … 31, stored 32 more; each half of a block has a step of its own."""
 
     count: ClassVar[int] = 4
+    runs: ClassVar[int] = 2
+    middle: ClassVar[int] = 32
     high_bits: ClassVar[int] = 2
 
     def _scale_leaves(self, blocks: int, supers: int) -> dict[str, RowLeaf]:
@@ -170,11 +172,10 @@ class _Q6_K(_K):  # noqa: N801
             "d": halves(d),
         }
 
-    def read(self, leaves: MatrixLeaves) -> tuple[Scaled, ...]:
-        codes = self._codes(leaves)
-        scales = _spread(leaves["d"])[..., None, :] * leaves["steps"].astype(jnp.float32)
-        first, second = scales[..., 0, :], scales[..., 1, :]
-        return Scaled(codes[:2], first, 32 * first), Scaled(codes[2:], second, 32 * second)
+    def factors(self, leaf: Callable[..., Array]) -> Factors:
+        d = leaf("d")
+        scales = (d * leaf("steps", run) for run in range(self.runs))
+        return tuple((scale, 32 * scale) for scale in scales)
 
 
 Q4_K, Q5_K, Q6_K = _Q4_K("q4_k"), _Q5_K("q5_k"), _Q6_K("q6_k")
@@ -198,8 +199,3 @@ def _steps_and_floors(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     steps = np.concatenate([first & 63, rest & 0xF | upper(first)], axis=-1)
     floors = np.concatenate([second & 63, rest >> 4 | upper(second)], axis=-1)
     return steps, floors
-
-
-def _spread(factors: Any) -> Array:
-    """Float32 factors of 256 values, one for each of their blocks."""
-    return jnp.repeat(factors.astype(jnp.float32), _PARTS, axis=-1)

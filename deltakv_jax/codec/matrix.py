@@ -9,8 +9,9 @@ Letters: m rows, n values of a row, j position in a block, b blocks of a row.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -30,6 +31,38 @@ _HALF = BLOCK // 2
 
 Parts = tuple[Array, ...]
 """Values or codes of rows, in the parts in which they are read."""
+
+
+class Field(NamedTuple):
+    """Which bits are the codes of one part.
+
+    Attributes:
+      leaf: whose bytes hold them.
+      shift: of the nibbles, 0 or 4; None where each byte is a code.
+      high: bits of the leaf `high` that are the codes' higher ones, at their place in a code; 0 for
+        none.
+      high_shift: by how much they must move to the left to get there.
+    """
+
+    leaf: str
+    shift: int | None = None
+    high: int = 0
+    high_shift: int = 0
+
+    def codes(self, leaves: MatrixLeaves) -> Array:
+        """The codes, in the shape of the leaf."""
+        packed = leaves[self.leaf]
+        if self.shift is None:
+            return packed
+        nibbles = packed >> 4 if self.shift else packed & 0xF
+        if not self.high:
+            return nibbles
+        high, shift = leaves["high"], self.high_shift
+        return nibbles | (high << shift if shift > 0 else high >> -shift) & self.high
+
+
+Factors = tuple[tuple[Array, Array | None], ...]
+"""The scale and the offset, if any, of each run of equally many parts."""
 
 
 class Scaled(NamedTuple):
@@ -160,10 +193,47 @@ class Blocks(MatrixFormat):
 
     Attributes:
       count: parts, of equally many positions of a block that follow each other.
+      runs: of parts that share a scale.
+      middle: of the codes: that of a value of 0 or, where blocks have floors, about their mean.
+      floors: whether blocks have offsets of their own, and not just `middle` times the scale.
+      per: blocks that share what a leaf has fewer numbers of than there are blocks.
     """
 
     count: ClassVar[int] = 2
+    runs: ClassVar[int] = 1
+    middle: ClassVar[int]
+    floors: ClassVar[bool] = False
+    per: ClassVar[int] = 1
     multiple: ClassVar[int] = BLOCK
+
+    def fields(self) -> tuple[Field, ...]:
+        """Where the codes of each part are."""
+        raise NotImplementedError
+
+    def factors(self, leaf: Callable[..., Array]) -> Factors:
+        """The scales and offsets of blocks.
+
+        Args:
+          leaf: gives the numbers of a leaf, float32 for each block: leaf(name), or leaf(name, run)
+            where each run has its own.
+        """
+        raise NotImplementedError
+
+    def read(self, leaves: MatrixLeaves) -> tuple[Scaled, ...]:
+        """The stored values, by the scales that parts share."""
+        codes = [field.codes(leaves) for field in self.fields()]
+        each = self.count // self.runs
+        factors = self.factors(functools.partial(self._by_block, leaves))
+        return tuple(
+            Scaled(tuple(codes[i * each : (i + 1) * each]), *pair) for i, pair in enumerate(factors)
+        )
+
+    def _by_block(self, leaves: MatrixLeaves, name: str, *run: int) -> Array:
+        numbers = leaves[name].astype(jnp.float32)
+        if run:
+            return numbers[..., run[0], :]
+        blocks = leaves[self.fields()[0].leaf].shape[-1]
+        return jnp.repeat(numbers, self.per, axis=-1) if numbers.shape[-1] < blocks else numbers
 
     def split(self, x: Array) -> Parts:
         """[*lead, n] as parts [*lead, j, b]."""
@@ -182,6 +252,8 @@ class Blocks(MatrixFormat):
 class _Q4_0(Blocks):  # noqa: N801
     """codes * scale - 8 * scale: codes 0 … 15, values j and j + 16 of a block in one byte."""
 
+    middle: ClassVar[int] = 8
+
     def leaves(self, n: int) -> dict[str, RowLeaf]:
         return {
             "codes": RowLeaf((_HALF, n // BLOCK), jnp.uint8),
@@ -197,9 +269,12 @@ class _Q4_0(Blocks):  # noqa: N801
         bytes_ = np.asarray(codes).view(np.uint8)
         return {"codes": across(_numpy_blocks(bytes_, _HALF)), "scales": np.asarray(scales)}
 
-    def read(self, leaves: MatrixLeaves) -> tuple[Scaled, ...]:
-        scale, packed = leaves["scales"].astype(jnp.float32), leaves["codes"]
-        return (Scaled((packed & 0xF, packed >> 4), scale, 8 * scale),)
+    def fields(self) -> tuple[Field, ...]:
+        return Field("codes", 0), Field("codes", 4)
+
+    def factors(self, leaf: Callable[..., Array]) -> Factors:
+        scale = leaf("scales")
+        return ((scale, 8 * scale),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +282,7 @@ class _Q8_0(Blocks):  # noqa: N801
     """codes * scale: int8 codes."""
 
     count: ClassVar[int] = 1
+    middle: ClassVar[int] = 0
 
     def leaves(self, n: int) -> dict[str, RowLeaf]:
         return {
@@ -222,8 +298,11 @@ class _Q8_0(Blocks):  # noqa: N801
         codes, scales = jax.jit(blocks.quantize_q8_0)(values.astype(np.float32))
         return {"codes": across(_numpy_blocks(codes, BLOCK)), "scales": np.asarray(scales)}
 
-    def read(self, leaves: MatrixLeaves) -> tuple[Scaled, ...]:
-        return (Scaled((leaves["codes"],), leaves["scales"].astype(jnp.float32)),)
+    def fields(self) -> tuple[Field, ...]:
+        return (Field("codes"),)
+
+    def factors(self, leaf: Callable[..., Array]) -> Factors:
+        return ((leaf("scales"), None),)
 
 
 BF16 = _Narrow("bf16", ml_dtypes.bfloat16, np.uint16)

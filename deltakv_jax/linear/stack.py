@@ -7,6 +7,7 @@ size grows with the number of kinds and never with depth.
 
 import functools
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from deltakv_jax.linear.dense import dense_product
+from deltakv_jax.linear.kernel import Implementation, kernel_product, suits
 from deltakv_jax.linear.packed import PackedMatrix, packed_product, packed_rows
 from deltakv_jax.typed import typed
 
 Kind = nnx.Param | PackedMatrix
 """A dense array or a packed one."""
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 class Stack(nnx.Module):
@@ -27,6 +31,7 @@ class Stack(nnx.Module):
     Attributes:
       kinds: one stack per kind of weight, dense or packed, [layers of this kind, out, in].
       layout: static; kind and row of each layer, None where one kind holds all layers in order.
+      implementation: static; who multiplies, see `kernel`.
     """
 
     def __init__(
@@ -37,17 +42,17 @@ class Stack(nnx.Module):
         """Takes one kind's stack in order of the layers, or several and their `layout`."""
         self.kinds = nnx.List([_kind(kind) for kind in kinds])
         self.layout = None if layout is None else tuple(layout)
+        self.implementation: Implementation | None = None
 
     @typed
     def product(
         self, x: Float[Array, "*lead n"], layer: int | Int[Array, ""]
     ) -> Float32[Array, "*lead m"]:
         """Returns x @ W.T of one layer, summed in float32; dense W multiply in their own dtype."""
-        branches = [functools.partial(_product, kind) for kind in self.kinds]
         if self.layout is None:
-            return branches[0](x, layer)
+            return _product(list(self.kinds), x, 0, layer, self.implementation)
         kinds, rows = jnp.asarray(self.layout, jnp.int32).T
-        return jax.lax.switch(kinds[layer], branches, x, rows[layer])
+        return _product(list(self.kinds), x, kinds[layer], rows[layer], self.implementation)
 
 
 class Matrix(nnx.Module):
@@ -55,18 +60,20 @@ class Matrix(nnx.Module):
 
     Attributes:
       kind: the weights, dense or packed, [out, in].
+      implementation: static; who multiplies, see `kernel`.
     """
 
     def __init__(self, kind: jax.Array | PackedMatrix):
         """Takes the weights."""
         self.kind = _kind(kind)
+        self.implementation: Implementation | None = None
 
     @typed
     def product(self, x: Float[Array, "*lead n"]) -> Float32[Array, "*lead m"]:
         """Returns x @ W.T, summed in float32; a dense W multiplies in its own dtype."""
         kind = self.kind
         stack = kind.stacked() if isinstance(kind, PackedMatrix) else nnx.Param(kind[...][None])
-        return _product(stack, x, 0)
+        return _product([stack], x, 0, 0, self.implementation)
 
     @typed
     def rows(self, ids: Int[Array, "*lead"]) -> Float32[Array, "*lead n"]:
@@ -80,10 +87,32 @@ def _kind(weights: jax.Array | PackedMatrix) -> Kind:
     return weights if isinstance(weights, PackedMatrix) else nnx.Param(weights)
 
 
-def _product(kind: Kind, x: jax.Array, row: jax.typing.ArrayLike) -> jax.Array:
+def multiplied_by(model: Model, implementation: Implementation | None) -> Model:
+    """The same weights, in whose products all packed matrices are multiplied as asked for."""
+    copy = jax.tree.map(lambda leaf: leaf, model)
+    for _, part in nnx.iter_modules(copy):
+        if isinstance(part, (Stack, Matrix)):
+            part.implementation = implementation
+    return copy
+
+
+def _product(
+    kinds: Sequence[Kind],
+    x: Array,
+    kind: jax.typing.ArrayLike,
+    row: jax.typing.ArrayLike,
+    implementation: Implementation | None,
+) -> Array:
     flat = x.reshape(-1, x.shape[-1])
-    if isinstance(kind, PackedMatrix):
-        y = packed_product(kind, flat, row)
+    if suits(kinds, flat, implementation):
+        y = kernel_product(kinds, flat, kind, row, implementation)
     else:
-        y = dense_product(kind[...], flat, row)
+        branches = [functools.partial(_plain_product, one) for one in kinds]
+        y = jax.lax.switch(kind, branches, flat, row)
     return y.reshape(*x.shape[:-1], -1)
+
+
+def _plain_product(kind: Kind, x: Array, row: jax.typing.ArrayLike) -> Array:
+    if isinstance(kind, PackedMatrix):
+        return packed_product(kind, x, row)
+    return dense_product(kind[...], x, row)

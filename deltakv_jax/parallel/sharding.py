@@ -78,6 +78,12 @@ def role_spec(role: str, ndim: int) -> PartitionSpec:
     return PartitionSpec(*lead, *[None] * (ndim - len(lead) - 1), last)
 
 
+def parts(role: str, shape: Mapping[str, int]) -> int:
+    """Devices of a mesh of this shape among which a leaf of a role is split."""
+    axes = [MESH_AXES[axis] for axis in MODEL_AXES[role]]
+    return math.prod(shape.get(axis, 1) for axis in axes if axis is not None)
+
+
 def model_specs(model: Llama) -> Llama:
     """The same tree with the spec of each leaf; also of a model of shapes only."""
     spec = lambda path, leaf: role_spec(path[0].name, leaf.ndim)

@@ -5,7 +5,7 @@ embedding it is tied to, tensors left over) shows when the model is loaded.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -24,6 +24,7 @@ from deltakv_jax.weights.checkpoint import Checkpoint
 from deltakv_jax.weights.load import GGUF, HUB, open_model
 from deltakv_jax.weights.roles import layer_shapes, model_shapes
 from deltakv_jax.weights.source import Source, Tensor
+from deltakv_jax.weights.stacking import stack_layers
 from deltakv_jax.weights.storage import Choice, Storage, choose
 
 _DENSE = {
@@ -51,7 +52,9 @@ class Planned(NamedTuple):
     model: Llama
 
 
-def plan_model(name: str, weights: str | None, *, on_cpu: bool) -> Planned:
+def plan_model(
+    name: str, weights: str | None, *, on_cpu: bool, mesh: Mapping[str, int] = {}
+) -> Planned:
     """The shapes of a model.
 
     Args:
@@ -59,6 +62,7 @@ def plan_model(name: str, weights: str | None, *, on_cpu: bool) -> Planned:
       weights: as for `load_model`; None for what suits the model and the device. Presets are
         published in bf16.
       on_cpu: whether it is to run on a CPU, of which that default depends.
+      mesh: the size of each axis of the mesh that is to share the model.
 
     Raises:
       UserError: where there is no such model, it is damaged or not supported, or is not stored as
@@ -66,11 +70,11 @@ def plan_model(name: str, weights: str | None, *, on_cpu: bool) -> Planned:
     """
     if name in PRESETS:
         config = PRESETS[name]
-        return Planned(name, config, _assembled(config, _published(config), weights, on_cpu))
+        return Planned(name, config, _assembled(config, _published(config), weights, on_cpu, mesh))
     opened = _open(name)
     if isinstance(opened, Checkpoint):
         return Planned(opened.name, opened.config, opened.shapes(weights))
-    model = _assembled(opened.config, opened.tensor, weights, on_cpu)
+    model = _assembled(opened.config, opened.tensor, weights, on_cpu, mesh)
     return Planned(opened.name, opened.config, model)
 
 
@@ -94,7 +98,13 @@ def _published(config: LlamaConfig) -> FindTensor:
     return lambda role, layer: Tensor(role, "bf16", shapes[role], unread, unread)
 
 
-def _assembled(config: LlamaConfig, tensor: FindTensor, weights: str | None, on_cpu: bool) -> Llama:
+def _assembled(
+    config: LlamaConfig,
+    tensor: FindTensor,
+    weights: str | None,
+    on_cpu: bool,
+    mesh: Mapping[str, int],
+) -> Llama:
     """What `weights.assemble` makes of these tensors, in shapes."""
     once = {role: [tensor(role, None)] for role in model_shapes(config)}
     layers = {
@@ -109,7 +119,7 @@ def _assembled(config: LlamaConfig, tensor: FindTensor, weights: str | None, on_
             setattr(model, role, Matrix(_empty(one, choice(one))))
     for role, of_role in layers.items():
         if len(of_role[0].shape) == 2:
-            setattr(model, role, _stack(of_role, choice))
+            setattr(model, role, _stack(role, of_role, choice, mesh))
     return model
 
 
@@ -126,14 +136,14 @@ def _choose(weights: str | None, matrices: Sequence[Tensor], on_cpu: bool) -> Ch
     return lambda one: choice(one if one.kind in kept else dataclasses.replace(one, kind="bf16"))
 
 
-def _stack(tensors: Sequence[Tensor], choice: Choice) -> Stack:
+def _stack(role: str, tensors: Sequence[Tensor], choice: Choice, mesh: Mapping[str, int]) -> Stack:
     stores = [choice(tensor) for tensor in tensors]
-    kinds = list(dict.fromkeys(stores))
-    stacks = [_empty(tensors[stores.index(kind)], kind, stores.count(kind)) for kind in kinds]
-    if len(kinds) == 1:
-        return Stack(stacks)
-    layout = [(kinds.index(s), stores[:layer].count(s)) for layer, s in enumerate(stores)]
-    return Stack(stacks, layout)
+    stacking = stack_layers(role, stores, tensors[0].shape, mesh)
+    stacks = [
+        _empty(tensors[layers[0]], store, len(layers))
+        for store, layers in zip(stacking.stores, stacking.layers, strict=True)
+    ]
+    return Stack(stacks, stacking.layout)
 
 
 def _empty(tensor: Tensor, store: Storage, *lead: int) -> jax.Array | PackedMatrix:

@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, use_abstract_mesh
 
 from deltakv_jax.attention import Implementation
 from deltakv_jax.cache import KVCache
 from deltakv_jax.codec import KVSpec
+from deltakv_jax.codec.matrix import Blocks
 from deltakv_jax.generation import steps
+from deltakv_jax.linear import PackedMatrix, multiplied_by
 from deltakv_jax.model import Llama
 from deltakv_jax.parallel.processes import virtual_devices
 from deltakv_jax.parallel.sharding import BATCH, AnyMesh, cache_specs, model_specs, shardings
@@ -107,7 +110,7 @@ def compile_prefill(shapes: Shapes) -> Program:
 
 
 def lower_decode(shapes: Shapes, mesh: AbstractMesh, platform: str) -> str:
-    """The decode step as a platform's compiler gets it, in StableHLO.
+    """The decode step as a platform's compiler gets it, in StableHLO, with the kernels in it.
 
     Args:
       shapes: on `mesh`, or on a single device.
@@ -115,8 +118,15 @@ def lower_decode(shapes: Shapes, mesh: AbstractMesh, platform: str) -> str:
       platform: "rocm" or "cuda".
     """
     with use_abstract_mesh(mesh):
-        traced = _traced_decode(shapes, "pallas")
+        traced = _traced_decode(shapes._replace(model=_by_kernel(shapes.model)), "pallas")
         return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def _by_kernel(model: Llama) -> Llama:
+    """The model with the kernel for packed matrices, unless some are not in blocks."""
+    parts = (part for _, part in nnx.iter_modules(model) if isinstance(part, PackedMatrix))
+    in_blocks = all(isinstance(part.format, Blocks) for part in parts)
+    return multiplied_by(model, "pallas") if in_blocks else model
 
 
 def _placed(shapes: Any, places: Any) -> Any:

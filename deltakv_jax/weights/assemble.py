@@ -19,6 +19,7 @@ from deltakv_jax.parallel.sharding import check_split, role_spec
 from deltakv_jax.weights.filling import fill
 from deltakv_jax.weights.roles import layer_shapes, model_shapes
 from deltakv_jax.weights.source import Source, Tensor
+from deltakv_jax.weights.stacking import stack_layers
 from deltakv_jax.weights.storage import Choice, cast, choose, stored_values
 
 
@@ -68,16 +69,14 @@ def _stacked(
 ) -> Stack | nnx.Param:
     if len(tensors[0].shape) == 1:
         return nnx.Param(put(mesh, role_spec(role, 2), _vectors(tensors)))
+    shape = () if mesh is None else mesh.shape.items()
     stores = [choice(tensor) for tensor in tensors]
-    kinds = {
-        store: [t for t, s in zip(tensors, stores, strict=True) if s == store] for store in stores
-    }
-    stacks = [fill(role, of_kind, store, (len(of_kind),), mesh) for store, of_kind in kinds.items()]
-    if len(stacks) == 1:
-        return Stack(stacks)
-    number = {store: kind for kind, store in enumerate(kinds)}
-    rows = [stores[:layer].count(store) for layer, store in enumerate(stores)]
-    return Stack(stacks, [(number[store], row) for store, row in zip(stores, rows, strict=True)])
+    stacking = stack_layers(role, stores, tensors[0].shape, dict(shape))
+    stacks = [
+        fill(role, [tensors[layer] for layer in layers], store, (len(layers),), mesh)
+        for store, layers in zip(stacking.stores, stacking.layers, strict=True)
+    ]
+    return Stack(stacks, stacking.layout)
 
 
 def _vectors(tensors: Sequence[Tensor]) -> np.ndarray:

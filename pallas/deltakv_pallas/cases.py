@@ -10,8 +10,12 @@ import jax.numpy as jnp
 
 from deltakv_jax.cache import make_cache
 from deltakv_jax.codec import parse_spec
+from deltakv_jax.codec.matrices import MATRICES
+from deltakv_jax.codec.matrix import Blocks
 from deltakv_pallas.decode import attend_pallas
 from deltakv_pallas.lowering import Target, TritonKernel, lower, triton_kernels
+from deltakv_pallas.matvec import matvec
+from deltakv_pallas.matvec_tuning import Tuning as MatvecTuning
 from deltakv_pallas.tuning import Tuning
 
 _TOKENS = 32768
@@ -66,5 +70,37 @@ def decode_cases() -> Iterable[Case]:
     return itertools.starmap(decode_case, decode_shapes())
 
 
-CASES: dict[str, Callable[[], Iterable[Case]]] = {"decode": decode_cases}
+def matvec_case(
+    format_: str, rows: int, values: int, batch: int = 1, tuning: MatvecTuning | None = None
+) -> Case:
+    """A few vectors by one matrix of a stack."""
+    shape, form = jax.ShapeDtypeStruct, MATRICES[format_]
+    if not isinstance(form, Blocks):
+        raise TypeError(f"{format_} has no blocks")
+    leaves = {
+        name: shape((2, rows, *leaf.shape), leaf.dtype)
+        for name, leaf in form.leaves(values).items()
+    }
+    product = lambda leaves, x, row: matvec([(form, leaves)], x, 0, row, tuning=tuning)
+    words = f"{rows} x {values}, batch {batch}"
+    arguments = (leaves, shape((batch, values), jnp.float32), shape((), jnp.int32))
+    return Case("matvec", format_, words, product, arguments)
+
+
+def matvec_shapes() -> Iterable[tuple[str, int, int, int]]:
+    """Every format of blocks, with the matrices of Llama 3 70B and 8B, and batches."""
+    formats = [name for name, form in MATRICES.items() if isinstance(form, Blocks)]
+    matrices = ((8192, 8192), (1024, 8192), (28672, 8192), (8192, 28672), (14336, 4096))
+    for name in formats:
+        for rows, values in matrices:
+            yield name, rows, values, 1
+        yield name, 8192, 8192, 8
+
+
+def matvec_cases() -> Iterable[Case]:
+    """A case for each of `matvec_shapes`."""
+    return itertools.starmap(matvec_case, matvec_shapes())
+
+
+CASES: dict[str, Callable[[], Iterable[Case]]] = {"decode": decode_cases, "matvec": matvec_cases}
 """The cases of each kernel."""

@@ -61,3 +61,19 @@ ATTENTION = {
     for context, tokens in CONTEXTS.items()
     for suffix, batch in BATCHES.items()
 }
+
+
+MATRICES = {
+    "llama3_70b_query": (8192, 8192),
+    "llama3_70b_key": (1024, 8192),
+    "llama3_70b_gate": (28672, 8192),
+    "llama3_70b_down": (8192, 28672),
+    "llama3_70b_head": (128256, 8192),
+    "llama3_8b_query": (4096, 4096),
+    "llama3_8b_key": (1024, 4096),
+    "llama3_8b_gate": (14336, 4096),
+    "llama3_8b_down": (4096, 14336),
+    "llama3_70b_of_4_gate": (7168, 8192),
+    "llama3_70b_of_4_down": (8192, 7168),
+}
+"""Rows and values of a row of the matrices that a decode step multiplies."""

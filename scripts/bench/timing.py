@@ -19,6 +19,8 @@ Timer = Callable[[], float]
 
 MATMUL_SIZE = 2048
 MATMUL_FLOPS = 2 * MATMUL_SIZE**3
+WARM_UP = 0.5
+"""Seconds in which the clock of a GPU rises from idle."""
 COPY_BYTES = 2 * 2**30
 """What copying an array of 1 GiB reads and writes."""
 
@@ -40,12 +42,25 @@ def interleaved(timers: Mapping[str, Timer], repetitions: int) -> dict[str, floa
     Each round has an order of its own: what one leaves in the processor's caches would otherwise
     always be at the expense of the same other.
     """
+    _warm_up(timers)
     shuffle = random.Random(0)
     rounds = []
     for _ in range(repetitions + 1):
         order = shuffle.sample(list(timers), len(timers))
         rounds.append({name: timers[name]() for name in order})
     return {name: statistics.median(seconds[name] for seconds in rounds[1:]) for name in timers}
+
+
+def _warm_up(timers: Mapping[str, Timer]) -> None:
+    """Keeps a GPU at work until its clock has risen; what is compiled first does not count."""
+    if jax.default_backend() == "cpu":
+        return
+    for timer in timers.values():
+        timer()
+    end = time.perf_counter() + WARM_UP
+    while time.perf_counter() < end:
+        for timer in timers.values():
+            timer()
 
 
 def matmul_timer() -> Timer:

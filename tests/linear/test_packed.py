@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from deltakv_jax.codec.matrices import MATRICES
-from deltakv_jax.linear import Matrix, PackedMatrix, Stack, packed
+from deltakv_jax.errors import UserError
+from deltakv_jax.linear import Matrix, PackedMatrix, Stack, kernel, multiplied_by, packed
+from deltakv_pallas import matvec_tuning
+from deltakv_pallas.matvec_tuning import Tuning
 
 M, N = 301, 512  # tiles and steps overlap
 Leaves = Mapping[str, jax.typing.ArrayLike]
@@ -153,3 +156,39 @@ def test_a_packed_matrix_is_an_argument_of_a_program():
     assert not np.allclose(product(first, inputs(1)), product(second, inputs(1)))
     assert traces == 1
     assert len(jax.tree.leaves(first)) == 2
+
+
+def test_the_kernel_is_another_way_to_the_same_product():
+    """Asked for by name: over layers of several kinds, and for a single matrix."""
+    names, x = ("q4_0", "q8_0"), inputs(2)
+    leaves = {name: random_leaves(name, 24) for name in names}
+    kinds = [PackedMatrix(name, leaves[name]).stacked() for name in names]
+    stack = multiplied_by(Stack(kinds, layout=[(1, 0), (0, 0)]), "pallas-interpret")
+    product = jax.jit(lambda x, layer: stack.product(x, layer))
+    close = lambda got, name: np.testing.assert_allclose(
+        got, exact(name, leaves[name], x), rtol=1e-3, atol=1e-3
+    )
+    for layer, name in enumerate(reversed(names)):
+        close(product(x, layer), name)
+    single = multiplied_by(Matrix(PackedMatrix("q4_0", leaves["q4_0"])), "pallas-interpret")
+    close(single.product(x), "q4_0")
+
+
+def test_what_the_kernel_does_not_read_is_refused_by_name():
+    bits = Matrix(PackedMatrix("bf16", random_leaves("bf16", 4)))
+    with pytest.raises(UserError, match="multiplies blocks"):
+        multiplied_by(bits, "pallas-interpret").product(inputs(1))
+    dense = Matrix(jnp.ones((4, N)))
+    np.testing.assert_array_equal(multiplied_by(dense, "pallas").product(jnp.ones((1, N))), N)
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(1, True), (16, True), (17, False)])
+def test_the_kernel_is_taken_for_few_rows_where_it_was_timed(rows, taken, monkeypatch):
+    asked = []
+    monkeypatch.setattr(kernel, "matvec", lambda kinds, x, *_, **__: asked.append(1) or x[:, :M])
+    matrix = Matrix(PackedMatrix("q4_0", random_leaves("q4_0", M)))
+    matrix.product(inputs(rows))
+    assert not asked
+    monkeypatch.setattr(matvec_tuning, "MATVEC", (Tuning(timed=True),))
+    matrix.product(inputs(rows))
+    assert bool(asked) == taken

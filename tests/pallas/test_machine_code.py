@@ -8,17 +8,19 @@ from deltakv_jax.cli.compile_gpu import main
 from deltakv_pallas.machine_code import _loop
 
 
-def compiled(tmp_path, target: str, spec: str) -> dict:
+def compiled(tmp_path, target: str, kernel: str, spec: str) -> dict:
     """The rows of the command's JSON, by shape."""
     file = tmp_path / "kernels.json"
-    arguments = ["--target", target, "--kernel", "decode", "--format", spec, "--json", str(file)]
+    arguments = ["--target", target, "--kernel", kernel, "--format", spec, "--json", str(file)]
     assert main(arguments) == 0
     return {row["shape"]: row for row in json.loads(file.read_text())["kernels"]}
 
 
-@pytest.mark.parametrize("spec", ["delta", "q4_0"])
-def test_two_waves_of_an_mi50_fit_and_nothing_spills(tmp_path, capsys, spec):
-    rows = compiled(tmp_path, "gfx906", spec)
+@pytest.mark.parametrize(
+    ("kernel", "spec"), [("decode", "delta"), ("decode", "q4_0"), ("matvec", "q6_k")]
+)
+def test_two_waves_of_an_mi50_fit_and_nothing_spills(tmp_path, capsys, kernel, spec):
+    rows = compiled(tmp_path, "gfx906", kernel, spec)
     assert f"{len(rows)} kernels for gfx906" in capsys.readouterr().out
     for row in rows.values():
         assert row["spills"] == 0
@@ -28,8 +30,9 @@ def test_two_waves_of_an_mi50_fit_and_nothing_spills(tmp_path, capsys, spec):
         assert row["loop"]["vector"] > 100  # it was the loop over tiles that was counted
 
 
-def test_nvidia_says_registers_and_spills(tmp_path):
-    for row in compiled(tmp_path, "sm_90", "delta").values():
+@pytest.mark.parametrize(("kernel", "spec"), [("decode", "delta"), ("matvec", "q4_0")])
+def test_nvidia_says_registers_and_spills(tmp_path, kernel, spec):
+    for row in compiled(tmp_path, "sm_90", kernel, spec).values():
         assert row["spills"] == 0
         assert 32 < row["vgprs"] <= 255
 
@@ -51,7 +54,7 @@ def test_the_longest_loop_is_counted():
 
 
 def test_a_format_that_no_kernel_reads_is_one_line(capsys):
-    assert main(["--format", "q3_0"]) == 2
+    assert main(["--kernel", "decode", "--format", "q3_0"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "no kernel reads 'q3_0'; known: f32, bf16" in error

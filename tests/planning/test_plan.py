@@ -13,7 +13,7 @@ from deltakv_jax.config import LlamaConfig
 from deltakv_jax.parallel.mesh import make_mesh
 from deltakv_jax.planning import programs, report
 from deltakv_jax.planning.devices import DEVICES
-from deltakv_jax.planning.hlo import Collective
+from deltakv_jax.planning.hlo import Collective, lowered_calls
 from deltakv_jax.planning.models import plan_model
 from deltakv_jax.planning.plan import (
     Plan,
@@ -52,8 +52,9 @@ def _preset(monkeypatch):
 
 def small_run(mesh: dict[str, int] | None = None, *, memory: int | None = MEMORY, **fields) -> Run:
     defaults = {"device": DEVICES["gfx906"], "ctx": CTX, "batch": BATCH}
+    planned = fields.pop("planned", None) or plan_model("small", "f32", on_cpu=True)
     return Run(
-        planned=plan_model("small", "f32", on_cpu=True),
+        planned=planned,
         mesh=None if mesh is None else make_mesh(mesh),
         memory=memory,
         **{**defaults, **fields},
@@ -96,6 +97,15 @@ def test_the_step_lowered_for_rocm_holds_the_collectives_and_the_kernel():
     _, planned = on_four()
     kernel = "custom-call __gpu$xla.gpu.triton"
     assert planned.lowered == {"all-reduce": 3, "all-gather": 1, kernel: 1}
+
+
+def test_the_step_of_packed_weights_holds_the_kernel_for_each_of_its_products():
+    """On each device of a mesh: seven matrices of a layer and the head, and attention."""
+    run = small_run({"tensor": 4}, planned=plan_model("small", "q4_0", on_cpu=False))
+    mesh = programs.named_mesh(run.mesh, run.device.kind)
+    shapes = programs.make_shapes(run.planned.model, SPEC, mesh, ctx=CTX, batch=BATCH)
+    calls = lowered_calls(programs.lower_decode(shapes, mesh, "rocm"))
+    assert calls["custom-call __gpu$xla.gpu.triton"] == 9
 
 
 def test_what_is_read_bounds_the_speed():
