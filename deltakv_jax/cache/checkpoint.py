@@ -14,7 +14,7 @@ from deltakv_jax.checkpoint import Kind
 from deltakv_jax.codec import parse_spec
 from deltakv_jax.errors import UserError
 
-KIND = Kind("cache", version=1)
+KIND = Kind("cache", version=2)
 
 Where = Callable[[KVCache], tuple[KVCache, Sharding]]
 

@@ -50,7 +50,7 @@ class Case(NamedTuple):
 def decode_case(spec: str, head_dim: int, heads: int, tuning: Tuning | None = None) -> Case:
     """One query token, with `heads` query heads for each of 8 kv heads."""
     shape = jax.ShapeDtypeStruct
-    sizes = {"layers": 2, "kv_heads": 8, "head_dim": head_dim, "capacity": _TOKENS}
+    sizes = {"layers": 8, "kv_heads": 8, "head_dim": head_dim, "capacity": _TOKENS}
     cache = jax.eval_shape(functools.partial(make_cache, parse_spec(spec), **sizes))
     q = shape((1, 1, 8 * heads, head_dim), jnp.float32)
     arguments = (q, shape((1, 1), jnp.int32), cache, shape((), jnp.int32))

@@ -1,7 +1,6 @@
 """Decode attention over a long cache: packed formats against plain caches and the copy rate."""
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from scripts.bench.shapes import ATTENTION, AttentionShape
 KV = ("f32", "bf16", "f16", "q8_0", "q4_0", "q4_0:rotate", "delta", "delta/q4_0")
 SHAPE = "llama3_8b_decode_8k"
 ROUNDS = 31
-TURNS_BYTES, MOST_TURNS = 128 * 2**20, 16
+TURNS_BYTES, MOST_TURNS = {"cpu": 2**27, "gpu": 2**31}, 16
 PIECE = 8192  # tokens that are packed at once
 TRIALS, CONTENDER = 3, 1.5
 LIBRARY = f"{plain.LIBRARY}, bf16"
@@ -168,7 +167,7 @@ def _row(measured: Measured, what: str, base: str, seconds: float, *, most: floa
 def turns(shape: AttentionShape) -> int:
     """Layers that take turns, as in a model, so that none is in a cache from the last time."""
     size = 2 * 2 * shape.batch * shape.tokens * shape.kv_heads * shape.head_dim  # in 16 bits
-    return min(MOST_TURNS, -(-TURNS_BYTES // size))
+    return min(MOST_TURNS, -(-TURNS_BYTES[jax.default_backend()] // size))
 
 
 def random_layer(shape: AttentionShape, seed: int) -> tuple[Array, Array]:
@@ -194,11 +193,10 @@ def filled_cache(shape: AttentionShape, kv: str, layers: Layers) -> KVCache:
 
 def packed_timer(shape: AttentionShape, cache: KVCache, q: Array, attend: Attend) -> timing.Timer:
     """Attention of one query token over the packed cache, layer after layer."""
-    attend, rows = jax.jit(attend), q[:, None]
     positions = jnp.full((shape.batch, 1), shape.tokens - 1, jnp.int32)
-    count = len(cache.layout.kind_of)
-    turn = itertools.cycle([jnp.int32(layer) for layer in range(count)])
-    return timing.timed(lambda: attend(rows, positions, cache, next(turn)))
+    layers = range(len(cache.layout.kind_of))
+    arguments = [(q[:, None], positions, cache, jnp.int32(layer)) for layer in layers]
+    return timing.in_turn(attend, arguments)
 
 
 def plain_timers(layers: Layers, q: Array) -> dict[str, dict[str, timing.Timer]]:
@@ -221,6 +219,6 @@ def _contenders(dtype: str, layers: Layers, q: Array) -> dict[str, timing.Timer]
 
 def plain_timer(form: plain.Form, layers: Layers, q: Array) -> timing.Timer:
     """The same over plain arrays, one for each layer."""
-    attend, store = jax.jit(form.attend), jax.jit(form.store)
-    turn = itertools.cycle([(store(keys), store(values)) for keys, values in layers])
-    return timing.timed(lambda: attend(q, *next(turn)))
+    store = jax.jit(form.store)
+    stored = [(q, store(keys), store(values)) for keys, values in layers]
+    return timing.in_turn(form.attend, stored)

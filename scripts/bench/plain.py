@@ -8,7 +8,7 @@ All take q [b h d] in float32 and one layer's keys and values, and give float32 
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +54,12 @@ def _tiled(widen: Callable[[Array], Array], q: Array, keys: Array, values: Array
     return (acc / l[..., None]).reshape(q.shape)
 
 
-def _library(q: Array, keys: Array, values: Array) -> Array:
+def _library(
+    q: Array, keys: Array, values: Array, *, implementation: Literal["cudnn"] | None = None
+) -> Array:
     """`jax.nn.dot_product_attention`, which takes [b s k d]."""
-    out = jax.nn.dot_product_attention(q[:, None].astype(keys.dtype), keys, values)
+    rows = q[:, None].astype(keys.dtype)
+    out = jax.nn.dot_product_attention(rows, keys, values, implementation=implementation)
     return out[:, 0].astype(q.dtype)
 
 
@@ -79,6 +82,8 @@ def forms(dtype: str) -> dict[str, Form]:
     """Every form over a cache of one of `DTYPES` that this machine can run."""
     stored = DTYPES[dtype]
     plain = lambda x: x.astype(stored)
+    if jax.default_backend() == "gpu":
+        return _library_forms(plain, halves=stored != jnp.float32)
     rows = lambda x: plain(x).transpose(0, 2, 1, 3)
     columns = lambda x: plain(x).transpose(0, 2, 3, 1)
     found = {
@@ -89,6 +94,17 @@ def forms(dtype: str) -> dict[str, Form]:
     }
     if stored == jnp.bfloat16:
         found["tiles of uint16"] = Form(lambda x: _bits(rows(x)), partial(_tiled, _from_bits))
-    if stored != jnp.float16 or jax.default_backend() != "cpu":  # XLA:CPU refuses its product
+    if stored != jnp.float16:  # XLA:CPU refuses its product
         found[LIBRARY] = Form(plain, _library)
+    return found
+
+
+def _library_forms(store: Callable[[Array], Array], *, halves: bool) -> dict[str, Form]:
+    """What a GPU is compared with: the library's attention, and that of NVIDIA, which takes halves.
+
+    Einsums would be compiled for minutes, to be slower.
+    """
+    found = {LIBRARY: Form(store, _library)}
+    if halves:
+        found[f"{LIBRARY} by cudnn"] = Form(store, partial(_library, implementation="cudnn"))
     return found

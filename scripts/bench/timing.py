@@ -3,11 +3,12 @@
 A timer is a function that does its work once and returns the seconds that it took.
 """
 
+import itertools
 import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -21,6 +22,8 @@ MATMUL_SIZE = 2048
 MATMUL_FLOPS = 2 * MATMUL_SIZE**3
 WARM_UP = 0.5
 """Seconds in which the clock of a GPU rises from idle."""
+GPU_CALLS = 16
+"""Calls that are timed at once on a GPU, at least."""
 COPY_BYTES = 2 * 2**30
 """What copying an array of 1 GiB reads and writes."""
 
@@ -34,6 +37,21 @@ def timed(work: Callable[[], object]) -> Timer:
         return time.perf_counter() - start
 
     return once
+
+
+def in_turn(function: Callable[..., jax.Array], arguments: Sequence[tuple]) -> Timer:
+    """The timer of one call of `function`; the arguments of each call take turns.
+
+    A GPU is given all of them in one program, several times: a call by itself would be lost in the
+    time that its launch takes.
+    """
+    if jax.default_backend() == "cpu":
+        compiled, turn = jax.jit(function), itertools.cycle(arguments)
+        return timed(lambda: compiled(*next(turn)))
+    together = jax.jit(lambda arguments: sum(function(*one) for one in arguments))
+    rounds = -(-GPU_CALLS // len(arguments))
+    timer = timed(lambda: [together(arguments) for _ in range(rounds)])
+    return lambda: timer() / (rounds * len(arguments))
 
 
 def interleaved(timers: Mapping[str, Timer], repetitions: int) -> dict[str, float]:

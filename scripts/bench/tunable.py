@@ -49,19 +49,20 @@ class Tunable:
 
 
 def _decode_rows(general: Tuning) -> Iterator[Tuning]:
-    for tile, warps in itertools.product((16, 32, 64), (2, 4, 8)):
-        yield dataclasses.replace(general, tile=tile, warps=warps)
+    stages = range(1, general.stages + 1)
+    for tile, warps, ahead in itertools.product((16, 32, 64), (1, 2, 4, 8), stages):
+        yield dataclasses.replace(general, tile=tile, warps=warps, stages=ahead)
 
 
 def _decode_timers(shape: Shape) -> MakeTimer:
     """Over a cache of zeros, which take as long to read as any."""
     arguments = cases.decode_case(*shape).arguments
-    q, positions, cache, layer = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arguments)
-    whole = positions + cache.capacity - 1
+    q, positions, cache, _ = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arguments)
+    whole, layers = positions + cache.capacity - 1, range(len(cache.layout.kind_of))
+    calls = [(q, whole, cache, jnp.int32(layer)) for layer in layers]
 
     def timer(row: Tuning) -> timing.Timer:
-        attend = jax.jit(cases.decode_case(*shape, tuning=row).function)
-        return timing.timed(lambda: attend(q, whole, cache, layer))
+        return timing.in_turn(cases.decode_case(*shape, tuning=row).function, calls)
 
     return timer
 

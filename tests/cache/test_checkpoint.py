@@ -117,8 +117,8 @@ def edit(path: Path, **changes) -> None:
 
 
 def test_another_format_version_is_refused(saved):
-    edit(saved / "0" / "record.json", version=2)
-    with pytest.raises(UserError, match=r"has format version 2, expected 1$"):
+    edit(saved / "0" / "record.json", version=1)
+    with pytest.raises(UserError, match=r"has format version 1, expected 2$"):
         load_cache(saved, model=MODEL)
 
 
