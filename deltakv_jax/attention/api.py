@@ -6,10 +6,12 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+from deltakv_jax.attention.centre import KeyCentre, is_centred, means
 from deltakv_jax.attention.reference import attend_reference
 from deltakv_jax.attention.rope import RopeTables, apply_rope
+from deltakv_jax.attention.step import Step
 from deltakv_jax.attention.tiled import attend_tiled
-from deltakv_jax.cache import KVCache, write
+from deltakv_jax.cache import KVCache, write_and_refine
 from deltakv_jax.typed import typed
 from deltakv_pallas.decode import attend_pallas, timed_here
 
@@ -21,7 +23,7 @@ READERS = {
     "pallas-interpret": functools.partial(attend_pallas, interpret=True),
     "reference": attend_reference,
 }
-"""What reads the cache: (queries after RoPE, their positions, cache, layer) -> output."""
+"""What reads the cache: (queries after RoPE, their positions, cache, layer, step) -> output."""
 
 
 @typed
@@ -55,11 +57,24 @@ def attend(
     Returns:
       The attention output in q's dtype, and the cache with the tokens written.
     """
-    keys = apply_rope(k.astype(jnp.float32), rope)
-    cache = write(cache, layer, keys, v, counts)
-    queries = apply_rope(q.astype(jnp.float32), rope)
     read = READERS[implementation or _suited(q, k, cache)]
-    return read(queries, rope.positions, cache, layer).astype(q.dtype), cache
+    k, v, queries = k.astype(jnp.float32), v.astype(jnp.float32), apply_rope(q.astype(jnp.float32), rope)
+    centre, v_mean = None, None
+    if is_centred(cache):
+        k_mean, v_mean = means(cache, layer)
+        centre = KeyCentre(k_mean, rope.inverse)
+        k, v = k - k_mean[:, None], v - v_mean[:, None]
+    cache, refined = write_and_refine(cache, layer, apply_rope(k, rope), v, counts)
+    step = Step(refined if q.shape[1] > 1 else None, centre)
+    out = read(queries.astype(jnp.float32), rope.positions, cache, layer, step)
+    return _with_mean(out, v_mean).astype(q.dtype), cache
+
+
+def _with_mean(out: Array, mean: Array | None) -> Array:
+    """The output [b t h d] with the mean of the values [b k d] of each head."""
+    if mean is None:
+        return out
+    return out + jnp.repeat(mean, out.shape[2] // mean.shape[1], axis=1)[:, None]
 
 
 def _suited(q: Array, k: Array, cache: KVCache) -> Implementation:

@@ -25,11 +25,13 @@ class RopeTables:
       positions: int32 [b t], counted from each sequence's own first token.
       cos: float32 [b t d/2], the cosine of each position times each inverse frequency.
       sin: float32 [b t d/2].
+      inverse: float32 [d/2], the inverse frequencies, in radians per token.
     """
 
     positions: jax.Array
     cos: jax.Array
     sin: jax.Array
+    inverse: jax.Array
 
 
 def inverse_frequencies(config: LlamaConfig) -> np.ndarray:
@@ -54,8 +56,14 @@ def _stretched(inverse: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 @typed
 def rope_tables(config: LlamaConfig, positions: Int[Array, "b t"]) -> RopeTables:
     """The tables of the given positions, computed in float32."""
-    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(config)
-    return RopeTables(positions.astype(jnp.int32), jnp.cos(angles), jnp.sin(angles))
+    return tables_of(positions, jnp.asarray(inverse_frequencies(config)))
+
+
+@typed
+def tables_of(positions: Int[Array, "b t"], inverse: Float[Array, " half_d"]) -> RopeTables:
+    """The same of inverse frequencies."""
+    angles = positions[..., None].astype(jnp.float32) * inverse
+    return RopeTables(positions.astype(jnp.int32), jnp.cos(angles), jnp.sin(angles), inverse)
 
 
 @typed

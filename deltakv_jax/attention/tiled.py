@@ -18,12 +18,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
-from deltakv_jax.cache import KVCache, read_tile, slots
+from deltakv_jax.attention.centre import centre_scores, rotated_mean
+from deltakv_jax.attention.step import ALONE, Step, near_in
+from deltakv_jax.cache import KVCache, Near, read_tile, slots
 from deltakv_jax.cache.state import Stack, tokens_per_row
 from deltakv_jax.codec import Format, KVSpec, Leaves, Planes
 from deltakv_jax.codec.hadamard import rotate
 from deltakv_jax.typed import typed
 
+_NEVER = -1e30  # a score below all others that can be subtracted from itself
 _TILES = 4  # of a span, with few rows: enough scores to share among threads
 _TILE = 512  # tokens, where there are many rows
 _LONGEST_TILE = 2048  # tokens, where there are few
@@ -36,6 +39,7 @@ def attend_tiled(
     positions: Int32[Array, "b t"],
     cache: KVCache,
     layer: Int32[Array, ""] | int,
+    step: Step = ALONE,
 ) -> Float32[Array, "b t h d"]:
     """What `attend_reference` computes, reading the packed form tile by tile.
 
@@ -44,9 +48,10 @@ def attend_tiled(
       positions: of each query; its own token is already written.
       cache: the cache.
       layer: the layer to read.
+      step: what else is known of the step.
     """
     kind_of, row = cache.layout.find(layer)
-    branches = [partial(_attend_kind, kind, cache) for kind in range(len(cache.stacks))]
+    branches = [partial(_attend_kind, kind, cache, step) for kind in range(len(cache.stacks))]
     return jax.lax.switch(kind_of, branches, row, q, positions)
 
 
@@ -60,7 +65,10 @@ def bytes_read(cache: KVCache, kind: int, tokens: int) -> int:
         return batch * kv_heads * rows * width * leaf.dtype.itemsize
 
     sides = (spec.k, stack.k), (spec.v, stack.v)
-    return sum(rows_read(side, *item) for side, leaves in sides for item in leaves.items())
+    packed = sum(rows_read(side, *item) for side, leaves in sides for item in leaves.items())
+    layers = cache.layout.kind_of.count(kind)
+    beside = jax.tree.leaves((stack.near, stack.centre))
+    return packed + sum(leaf.size * leaf.dtype.itemsize for leaf in beside) // layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,29 +102,57 @@ class _Span:
         return self.read(0, self.size)
 
 
-def _attend_kind(kind: int, cache: KVCache, row: Array, q: Array, positions: Array) -> Array:
+def _attend_kind(
+    kind: int, cache: KVCache, step: Step, row: Array, q: Array, positions: Array
+) -> Array:
     spec, total = cache.layout.kinds[kind], slots(cache, kind)
     _, t, h, d = q.shape
-    rows = _to_rows(rotate(q) if spec.k.rotate else q, next(iter(cache.stacks[kind].k.values())))
+    leaf = next(iter(cache.stacks[kind].k.values()))
+    plain = _to_rows(q, leaf)
+    rows = _to_rows(rotate(q), leaf) if spec.k.rotate else plain
     tile, size = _cut(spec, rows, total)
-    limits = jnp.tile(positions, (1, rows.shape[2] // t))[:, None]
-    live = jnp.max(positions) + 1
+    heads = rows.shape[2] // t
+    limits = jnp.tile(positions, (1, heads))[:, None]
+    near = near_in(cache, kind, row, positions, step)
+    window, sinks = (near.window, near.sinks) if near else (0, 0)
+    live = jnp.max(positions) + 1 - window
 
-    def step(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def fold(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         begin, start = index * size, jnp.minimum(index * size, total - size)
         bounds = (begin - start) // tile, -(-jnp.minimum(live - start, size) // tile)
         read = lambda first, count: read_tile(cache, kind, row, start + first, count)
         span, at = _Span(read, size, tile, bounds), start + jnp.arange(size)
         # The last span may overlap the one before it: what that one has counted is left out.
-        seen = (at <= limits[..., None]) & (at >= begin)
-        scores = jnp.where(seen, _scores(spec.k, rows, span), -jnp.inf)
-        return _accumulate(carry, scores, partial(_mix, spec.v, d, span))
+        seen = (at <= limits[..., None] - window) & (at >= jnp.maximum(begin, sinks))
+        scores = _scores(spec.k, rows, span)
+        if step.centre is not None:
+            scores = scores + centre_scores(plain, step.centre, start, size)
+        return _accumulate(carry, scores, seen, partial(_mix, spec.v, d, span))
 
     spans = jnp.minimum(-(-live // size), -(-total // size))
-    empty = jnp.full(rows.shape[:3], -jnp.inf), jnp.zeros(rows.shape[:3]), jnp.zeros_like(rows)
-    _, l, acc = jax.lax.fori_loop(0, spans, step, empty)
+    empty = jnp.full(rows.shape[:3], _NEVER), jnp.zeros(rows.shape[:3]), jnp.zeros_like(rows)
+    carry = jax.lax.fori_loop(0, spans, fold, empty)
+    if near:
+        carry = _accumulate_near(carry, near, step, rows, plain, positions)
+    _, l, acc = carry
     out = _from_rows(acc / l[..., None], t, h)
     return rotate(out) if spec.v.rotate else out
+
+
+def _accumulate_near(
+    carry: tuple[Array, Array, Array],
+    near: Near,
+    step: Step,
+    rows: Array,
+    plain: Array,
+    positions: Array,
+) -> tuple[Array, Array, Array]:
+    """The running softmax with the tokens that are read refined."""
+    scores = _dot("bkrd,bksd->bkrs", rows, near.k)
+    if step.centre is not None:
+        scores = scores + _dot("bkrd,bksd->bkrs", plain, rotated_mean(step.centre, near.tokens))
+    seen = jnp.tile(near.seen(positions), (1, rows.shape[2] // positions.shape[1], 1))[:, None]
+    return _accumulate(carry, scores, seen, lambda p: _dot("bkrs,bksd->bkrd", p, near.v))
 
 
 def _cut(spec: KVSpec, rows: Array, total: int) -> tuple[int, int]:
@@ -142,9 +178,10 @@ def _from_rows(rows: Array, t: int, h: int) -> Array:
     return jnp.moveaxis(rows.reshape(b, kv_heads, -1, t, d), 3, 1).reshape(b, t, h, d)
 
 
-def _accumulate(carry: tuple[Array, Array, Array], scores: Array, mix) -> tuple:
-    """The next m, l, acc of the running softmax, after the span with these scores."""
+def _accumulate(carry: tuple[Array, Array, Array], scores: Array, seen: Array, mix) -> tuple:
+    """The next m, l, acc of the running softmax, after scores of which some are seen."""
     m, l, acc = carry
+    scores = jnp.where(seen, scores, -jnp.inf)
     m_next = jnp.maximum(m, jnp.max(scores, axis=-1))
     shrink, p = jnp.exp(m - m_next), jnp.exp(scores - m_next[..., None])
     return m_next, l * shrink + jnp.sum(p, axis=-1), acc * shrink[..., None] + mix(p)

@@ -1,9 +1,11 @@
 """The KV cache as a value: a frozen pytree, and pure functions that return the next one."""
 
+from deltakv_jax.cache.near import Near, near_tokens, window_of
 from deltakv_jax.cache.read import read, read_tile, slots
 from deltakv_jax.cache.state import (
     KVCache,
     Layout,
+    Sides,
     Stack,
     advance,
     bits_per_value,
@@ -11,19 +13,24 @@ from deltakv_jax.cache.state import (
     make_cache,
     truncate,
 )
-from deltakv_jax.cache.write import write
+from deltakv_jax.cache.write import write, write_and_refine
 
 __all__ = [
     "KVCache",
     "Layout",
+    "Near",
+    "Sides",
     "Stack",
     "advance",
     "bits_per_value",
     "cache_bytes",
     "make_cache",
+    "near_tokens",
     "read",
     "read_tile",
     "slots",
     "truncate",
+    "window_of",
     "write",
+    "write_and_refine",
 ]

@@ -6,12 +6,20 @@ encoded behind the stored ones, and it is put back in place; rows that are not n
 
 import dataclasses
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from deltakv_jax.cache.state import KVCache, Stack, tokens_per_row
+from deltakv_jax.cache.state import (
+    KVCache,
+    Sides,
+    ring_rows,
+    ring_tokens,
+    take_rows,
+    tokens_per_row,
+)
 from deltakv_jax.codec import Format, Leaves
 from deltakv_jax.typed import typed
 
@@ -32,23 +40,64 @@ def write(
     Args:
       cache: the cache.
       layer: the layer, which may be traced.
-      k: keys as they are to be stored, that is after RoPE.
-      v: values.
+      k: keys as they are to be stored, that is after RoPE, less their centre.
+      v: values, less their centre.
       counts: tokens of each sequence that are not padding.
     """
+    return write_and_refine(cache, layer, k, v, counts)[0]
+
+
+@typed
+def write_and_refine(
+    cache: KVCache,
+    layer: Int32[Array, ""] | int,
+    k: Float[Array, "b t k d"],
+    v: Float[Array, "b t k d"],
+    counts: Int32[Array, " b"],
+) -> tuple[KVCache, tuple[Sides, ...]]:
+    """The same, and for each stack the refinements that its new tokens read of each other.
+
+    Refinements are leaves [b, k, window - 1 + t, width]: of the tokens before the new ones, as the
+    ring had them before it was written, and of the new ones.
+    """
     kind_of, row = cache.layout.find(layer)
-    stacks = []
+    stacks, refined = [], []
     for index, (kind, stack) in enumerate(zip(cache.layout.kinds, cache.stacks, strict=True)):
         mine = jnp.where(kind_of == index, counts, 0) if len(cache.stacks) > 1 else counts
         side = partial(_write_side, cache.lengths, mine, cache.capacity, row)
-        stacks.append(Stack(side(kind.k, stack.k, k), side(kind.v, stack.v, v)))
-    return dataclasses.replace(cache, stacks=tuple(stacks))
+        keys = side(kind.k, stack.k, stack.near.k, k)
+        values = side(kind.v, stack.v, stack.near.v, v)
+        near = Sides(keys.near, values.near)
+        stacks.append(dataclasses.replace(stack, k=keys.leaves, v=values.leaves, near=near))
+        refined.append(Sides(keys.band, values.band))
+    return dataclasses.replace(cache, stacks=tuple(stacks)), tuple(refined)
+
+
+class _Written(NamedTuple):
+    """One side after a write.
+
+    Attributes:
+      leaves: of packed rows, [l, b, k, rows, width].
+      near: of refinements, likewise.
+      band: the refinements [b, k, window - 1 + t, width] that the new tokens read.
+    """
+
+    leaves: Leaves
+    near: Leaves
+    band: Leaves
 
 
 def _write_side(
-    lengths: Array, counts: Array, capacity: int, row: Array, side: Format, leaves: Leaves, x: Array
-) -> Leaves:
-    """`leaves` [l, b, k, rows, width] with x [b, t, k, d] written to layer `row`."""
+    lengths: Array,
+    counts: Array,
+    capacity: int,
+    row: Array,
+    side: Format,
+    leaves: Leaves,
+    near: Leaves,
+    x: Array,
+) -> _Written:
+    """The leaves with x [b, t, k, d] written to layer `row`."""
     x = jnp.swapaxes(x, 1, 2).astype(jnp.float32)
     per = {key: tokens_per_row(side, key, x.shape[3]) for key in leaves}
     size, start = _window(side, leaves, per, lengths, x.shape[2])
@@ -58,11 +107,42 @@ def _write_side(
     end = jnp.minimum(lengths + counts, capacity)
     if x.shape[2] == 1:
         n = jnp.broadcast_to((lengths - start)[:, None], x.shape[:2])
-        written, start = side.append(x, old, n), lengths
+        aligned, written, start = x, side.append(x, old, n), lengths
     else:
-        written = side.encode(*_aligned(x, lengths, end, start, size), old)
+        aligned, new = _aligned(x, lengths, end, start, size)
+        written = side.encode(aligned, new, old)
     starts = {key: start // per[key] for key in leaves}
-    return _put(leaves, row, starts, written, end > lengths)
+    live = end > lengths
+    put = _put(leaves, row, starts, written, live)
+    if not near:
+        return _Written(put, {}, {})
+    fresh = _behind(side.refine(aligned, written), lengths - start, x.shape[2])
+    return _Written(put, *_refined(side, near, row, fresh, lengths, end))
+
+
+def _behind(rows: Leaves, first: Array, count: int) -> Leaves:
+    """`count` rows of [b, k, size, width] from row `first` [b] on."""
+    at = first[:, None] + jnp.arange(count)
+    return {key: take_rows(leaf, at) for key, leaf in rows.items()}
+
+
+def _refined(
+    side: Format, near: Leaves, row: Array, fresh: Leaves, lengths: Array, end: Array
+) -> tuple[Leaves, Leaves]:
+    """The leaves `near` with the refinements [b, k, t, width] of new tokens, and the band."""
+    old = {key: jax.lax.dynamic_index_in_dim(leaf, row, keepdims=False) for key, leaf in near.items()}
+    sinks = jnp.broadcast_to(jnp.arange(side.sinks), (len(lengths), side.sinks))
+    tokens = jnp.concatenate([sinks, ring_tokens(side, end)], axis=1)  # of each row, now
+    new = (tokens >= lengths[:, None]) & (tokens < end[:, None])
+    place = lambda key: take_rows(fresh[key], tokens - lengths[:, None])
+    rows = {key: jnp.where(new[:, None, :, None], place(key), old[key]) for key in near}
+    starts = dict.fromkeys(near, jnp.zeros_like(lengths))
+    before = lengths[:, None] - jnp.arange(side.window - 1, 0, -1)
+    band = {
+        key: jnp.concatenate([take_rows(old[key], ring_rows(side, before)), fresh[key]], axis=2)
+        for key in near
+    }
+    return _put(near, row, starts, rows, end > lengths), band
 
 
 def _window(

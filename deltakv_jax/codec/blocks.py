@@ -58,7 +58,7 @@ def dequantize_q8_0(
 
 @typed
 def scaled(
-    numbers: Float[Array, "*lead width"], scales: Float16[Array, "*lead blocks"]
+    numbers: Float[Array, "*lead width"], scales: Float[Array, "*lead blocks"]
 ) -> Float[Array, "*lead width"]:
     """Numbers times the scales of their blocks, in the dtype of the numbers."""
     blocks = numbers.reshape(*scales.shape, -1)

@@ -8,6 +8,7 @@ Letters: t tokens (a multiple of the interval), d head_dim, g groups, n position
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -15,20 +16,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int
 
-from deltakv_jax.codec import blocks
+from deltakv_jax.codec import blocks, packing
 from deltakv_jax.codec.hadamard import rotate
-from deltakv_jax.codec.packing import (
-    BLOCK,
-    PLANES,
-    Planes,
-    centred_nibbles,
-    join_planes,
-    split_planes,
-)
+from deltakv_jax.codec.levels import EVEN, LEVELS, Levels, quantize_levels, scale_values
+from deltakv_jax.codec.packing import BLOCK, PLANES, Planes
 from deltakv_jax.errors import UserError
 from deltakv_jax.typed import typed
 
 Leaves = dict[str, Array]
+Option = int | tuple[int, ...] | None
 Per = Literal["token", "group"]
 """What a row of a leaf belongs to."""
 
@@ -38,14 +34,18 @@ class Unpack(NamedTuple):
 
     Attributes:
       nibbles: words [*lead, w] -> the codes less 8, in planes [*lead, w].
+      odd_nibbles: likewise twice the codes less 15.
       integers: int8 [*lead, d] -> the same numbers.
     """
 
     nibbles: Callable[[Array], Planes]
+    odd_nibbles: Callable[[Array], Planes]
     integers: Callable[[Array], Array]
 
 
-EXACTLY = Unpack(centred_nibbles, lambda codes: codes.astype(jnp.float32))
+EXACTLY = Unpack(
+    packing.centred_nibbles, packing.odd_nibbles, lambda codes: codes.astype(jnp.float32)
+)
 """In float32, in which a code times its float16 scale is exact."""
 
 
@@ -68,15 +68,22 @@ class Format:
       interval: tokens that are coded together as a group.
       chained: whether a value is the running sum of the terms of its group up to it. If not, it
         is its own term, and the interval is 1.
-      options: the words that a spec may add, with the smallest value of those that take one.
+      window: the last tokens, its own included, that a query reads with their refinement.
+      sinks: the first tokens of a sequence, which every query does.
+      centre: whether the mean of each channel is taken off, of keys before RoPE.
+      options: the words that a spec may add: None for a flag, the smallest value of a number, or
+        all that it may be.
     """
 
     name: str
     rotate: bool = False
     interval: int = 1
+    window: int = 0
+    sinks: int = 0
+    centre: bool = False
 
     chained: ClassVar[bool] = False
-    options: ClassVar[Mapping[str, int | None]] = {}
+    options: ClassVar[Mapping[str, Option]] = {}
 
     def __str__(self) -> str:
         """The canonical spec of this side: options in order, defaults dropped."""
@@ -124,6 +131,19 @@ class Format:
         Returns:
           One row per leaf: the token's, and for leaves per group the group's.
         """
+        raise NotImplementedError
+
+    def near_leaves(self, head_dim: int) -> dict[str, Leaf]:
+        """The arrays of refinements, a row for each token that has one."""
+        del head_dim
+        return {}
+
+    def refine(self, x: Array, rows: Leaves) -> Leaves:
+        """The rows of `near_leaves` for tokens x [*lead, t, d], whose packed rows these are."""
+        raise NotImplementedError
+
+    def refinement(self, near: Leaves) -> Array:
+        """Float32 [*lead, t, d] in the stored frame: what such rows add to what is packed."""
         raise NotImplementedError
 
     def split(self, x: Array) -> Planes:
@@ -235,12 +255,16 @@ class _BF16(_Independent):
         return (jax.lax.bitcast_convert_type(leaves["bits"].astype(jnp.uint32) << 16, jnp.float32),)
 
 
-def _block_leaves(head_dim: int, name: str, codes: Leaf) -> dict[str, Leaf]:
+def _check_blocks(head_dim: int, name: str) -> None:
     if head_dim % BLOCK:
         raise UserError(
             f"{name} needs a head_dim that is a multiple of {BLOCK}, this model's is {head_dim}; "
             "f32, bf16 and f16 hold any"
         )
+
+
+def _block_leaves(head_dim: int, name: str, codes: Leaf) -> dict[str, Leaf]:
+    _check_blocks(head_dim, name)
     return {"codes": codes, "scales": Leaf("token", head_dim // BLOCK, jnp.float16)}
 
 
@@ -266,10 +290,10 @@ class _NibblePlanes:
     """Terms of 4-bit codes, read in the four planes in which they lie."""
 
     def split(self, x: Array) -> Planes:
-        return split_planes(x)
+        return packing.split_planes(x)
 
     def join(self, planes: Planes) -> Array:
-        return join_planes(*planes)
+        return packing.join_planes(*planes)
 
     def terms(self, leaves: Leaves, unpack: Unpack = EXACTLY) -> Planes:
         return blocks.dequantize_q4_0_planes(leaves["codes"], leaves["scales"], unpack.nibbles)
@@ -360,6 +384,93 @@ class _Delta(_NibblePlanes, Format):
         return leaves["keyframes"].astype(jnp.float32)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Layered(_Independent):
+    """A base layer of few bits, and an enhancement layer for the tokens that matter most.
+
+    Scalable coding, in which a video's frames come in a coarse layer and a refinement: every token
+    is packed at once, in the Hadamard frame, as scale * level (`codec/levels.py`). The last
+    `window` tokens and the first `sinks` also have 4-bit codes of what they are off. As a token
+    leaves the window its refinement is overwritten; what is packed never changes.
+
+    Attributes:
+      bits: of a code of the base layer.
+      block: values that share a scale, 32 where head_dim is no multiple of 64.
+    """
+
+    name: str = "layered"
+    rotate: bool = True
+    bits: int = 4
+    block: int = 64
+    window: int = 64
+    sinks: int = 4
+    options: ClassVar = {
+        "bits": (2, 3, 4), "block": (32, 64), "window": 0, "sinks": 0, "centre": None
+    }  # fmt: skip
+
+    def leaves(self, head_dim: int) -> dict[str, Leaf]:
+        _check_blocks(head_dim, self.name)
+        codes = Leaf("token", head_dim // PLANES, jnp.uint16 if self.bits == 4 else jnp.uint8)
+        scales = Leaf("token", head_dim // self._block(head_dim), jnp.uint8)
+        high = {"high": Leaf("token", head_dim // 8, jnp.uint8)} if self.bits == 3 else {}
+        return {"codes": codes, **high, "scales": scales}
+
+    def near_leaves(self, head_dim: int) -> dict[str, Leaf]:
+        if not self.window and not self.sinks:
+            return {}
+        scales = Leaf("token", head_dim // self._block(head_dim), jnp.uint8)
+        return {"codes": Leaf("token", head_dim // PLANES, jnp.uint16), "scales": scales}
+
+    def quantize(self, x: Array) -> Leaves:
+        codes, scales = quantize_levels(x, self._levels, self._block(x.shape[-1]))
+        if self.bits == 4:
+            return {"codes": packing.pack_nibbles(codes), "scales": scales}
+        low = {"codes": packing.pack_fields(codes & 3, 2), "scales": scales}
+        return low | {"high": packing.pack_fields(codes >> 2, 1)} if self.bits == 3 else low
+
+    def refine(self, x: Array, rows: Leaves) -> Leaves:
+        stored = self._stored_frame(x)
+        left = stored - self.join(self.terms(rows))
+        codes, scales = quantize_levels(left, EVEN, self._block(x.shape[-1]))
+        return {"codes": packing.pack_nibbles(codes), "scales": scales}
+
+    def refinement(self, near: Leaves) -> Array:
+        written = near["scales"] > 0  # a row that holds no token adds nothing
+        scales = jnp.where(written, scale_values(near["scales"]), 0.0)
+        planes = (blocks.scaled(n, scales) for n in packing.odd_nibbles(near["codes"]))
+        return packing.join_planes(*planes)
+
+    def split(self, x: Array) -> Planes:
+        if self.bits == 4:
+            return packing.split_planes(x)
+        return packing.split_runs(x, 8 if self.bits == 3 else 4)
+
+    def join(self, planes: Planes) -> Array:
+        return packing.join_planes(*planes) if self.bits == 4 else packing.join_runs(*planes)
+
+    def terms(self, leaves: Leaves, unpack: Unpack = EXACTLY) -> Planes:
+        scales = scale_values(leaves["scales"])
+        levels = (self._levels.of(n) for n in self._odd(leaves, unpack))
+        return tuple(blocks.scaled(level, scales) for level in levels)
+
+    def _odd(self, leaves: Leaves, unpack: Unpack) -> Planes:
+        """The odd numbers of all planes."""
+        if self.bits == 4:
+            return unpack.odd_nibbles(leaves["codes"])
+        codes = packing.field_planes(leaves["codes"], 2)
+        if self.bits == 3:
+            codes = packing.with_high_bits(leaves["codes"], leaves["high"])
+        odd = (code.astype(jnp.int8) * 2 + 1 - self._levels.count for code in codes)
+        return tuple(map(unpack.integers, odd))
+
+    @property
+    def _levels(self) -> Levels:
+        return LEVELS[self.bits]
+
+    def _block(self, head_dim: int) -> int:
+        return math.gcd(head_dim, self.block)
+
+
 FORMATS: dict[str, Callable[..., Format]] = {
     "f32": lambda: _Dense(name="f32", dtype=jnp.float32),
     "bf16": _BF16,
@@ -367,4 +478,5 @@ FORMATS: dict[str, Callable[..., Format]] = {
     "q8_0": _Q8_0,
     "q4_0": _Q4_0,
     "delta": _Delta,
+    "layered": _Layered,
 }

@@ -6,7 +6,7 @@ SIDE is NAME(:FLAG|:OPTION=VALUE)*, as in `delta`, `q4_0:rotate`, `delta:interva
 import dataclasses
 import re
 
-from deltakv_jax.codec.formats import FORMATS, Format
+from deltakv_jax.codec.formats import FORMATS, Format, Option
 from deltakv_jax.errors import UserError
 
 
@@ -52,20 +52,31 @@ def _parse_option(word: str, name: str, options) -> tuple[str, int | bool]:
     if option not in options:
         allowed = ", ".join(_usage(*item) for item in options.items()) or "no option"
         raise UserError(f"KV format {name!r} has no option {option!r}; it takes {allowed}")
-    if (least := options[option]) is None:
+    if (allowed := options[option]) is None:
         if equals:
             raise UserError(f"option {option!r} of KV format {name!r} takes no value")
         return option, True
-    if not re.fullmatch("[0-9]{1,6}", value) or int(value) < least:
+    if not re.fullmatch("[0-9]{1,6}", value) or not _fits(int(value), allowed):
         raise UserError(
-            f"option {option!r} of KV format {name!r} takes a whole number of {least} or more, "
-            f"got {value!r}"
+            f"option {option!r} of KV format {name!r} takes {_in_words(allowed)}, got {value!r}"
         )
     return option, int(value)
 
 
-def _usage(option: str, least: int | None) -> str:
-    return option if least is None else f"{option}=N"
+def _fits(value: int, allowed: int | tuple[int, ...]) -> bool:
+    return value in allowed if isinstance(allowed, tuple) else value >= allowed
+
+
+def _in_words(allowed: int | tuple[int, ...]) -> str:
+    if isinstance(allowed, tuple):
+        return " or ".join(map(str, allowed))
+    return f"a whole number of {allowed} or more"
+
+
+def _usage(option: str, allowed: Option) -> str:
+    if isinstance(allowed, tuple):
+        return f"{option}={'|'.join(map(str, allowed))}"
+    return option if allowed is None else f"{option}=N"
 
 
 def _known() -> str:

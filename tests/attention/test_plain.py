@@ -10,7 +10,9 @@ from deltakv_jax.attention.rope import RopeTables
 def unrotated(b: int, t: int, d: int) -> RopeTables:
     """Tables that turn nothing."""
     shape = (b, t, d // 2)
-    return RopeTables(jnp.zeros((b, t), jnp.int32), jnp.ones(shape), jnp.zeros(shape))
+    return RopeTables(
+        jnp.zeros((b, t), jnp.int32), jnp.ones(shape), jnp.zeros(shape), jnp.zeros(shape[-1:])
+    )
 
 
 def values(*shapes: tuple[int, ...]) -> list[np.ndarray]:
