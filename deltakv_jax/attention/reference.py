@@ -9,7 +9,7 @@ from jaxtyping import Array, Float32, Int32
 from deltakv_jax.attention.centre import rotated_mean
 from deltakv_jax.attention.step import ALONE, Step, near_in
 from deltakv_jax.cache import KVCache, Near, read
-from deltakv_jax.codec import Format, KVSpec
+from deltakv_jax.codec import Format, KVSpec, Planes
 from deltakv_jax.codec.hadamard import rotate
 from deltakv_jax.typed import typed
 
@@ -47,14 +47,19 @@ def _attend_kind(
     if near is None:
         return attend_values(q, positions, k, v)
     spec = cache.layout.kinds[kind]
-    keys, values = (rotate(x) if side.rotate else x for x, side in _sides(near, spec))
+    keys, values = (_joined(side, planes) for side, planes in _sides(near, spec))
     if step.centre is not None:
         keys = keys + rotated_mean(step.centre, near.tokens)
     return _attend_pairs(q, positions, (k, v), (keys, values), near)
 
 
-def _sides(near: Near, spec: KVSpec) -> tuple[tuple[Array, Format], tuple[Array, Format]]:
-    return (near.k, spec.k), (near.v, spec.v)
+def _sides(near: Near, spec: KVSpec) -> tuple[tuple[Format, Planes], tuple[Format, Planes]]:
+    return (spec.k, near.k), (spec.v, near.v)
+
+
+def _joined(side: Format, planes: Planes) -> Array:
+    """In the frame of the values."""
+    return rotate(side.join(planes)) if side.rotate else side.join(planes)
 
 
 def _attend_pairs(

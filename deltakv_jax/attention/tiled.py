@@ -133,7 +133,7 @@ def _attend_kind(
     empty = jnp.full(rows.shape[:3], _NEVER), jnp.zeros(rows.shape[:3]), jnp.zeros_like(rows)
     carry = jax.lax.fori_loop(0, spans, fold, empty)
     if near:
-        carry = _accumulate_near(carry, near, step, rows, plain, positions)
+        carry = _accumulate_near(carry, spec, near, step, rows, plain, positions)
     _, l, acc = carry
     out = _from_rows(acc / l[..., None], t, h)
     return rotate(out) if spec.v.rotate else out
@@ -141,6 +141,7 @@ def _attend_kind(
 
 def _accumulate_near(
     carry: tuple[Array, Array, Array],
+    spec: KVSpec,
     near: Near,
     step: Step,
     rows: Array,
@@ -148,11 +149,12 @@ def _accumulate_near(
     positions: Array,
 ) -> tuple[Array, Array, Array]:
     """The running softmax with the tokens that are read refined."""
-    scores = _dot("bkrd,bksd->bkrs", rows, near.k)
+    scores = _dot_planes(spec.k.split(rows), near.k)
     if step.centre is not None:
         scores = scores + _dot("bkrd,bksd->bkrs", plain, rotated_mean(step.centre, near.tokens))
     seen = jnp.tile(near.seen(positions), (1, rows.shape[2] // positions.shape[1], 1))[:, None]
-    return _accumulate(carry, scores, seen, lambda p: _dot("bkrs,bksd->bkrd", p, near.v))
+    mix = lambda p: spec.v.join(_mix_planes(p, near.v))
+    return _accumulate(carry, scores, seen, mix)
 
 
 def _cut(spec: KVSpec, rows: Array, total: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32
 
 from deltakv_jax.cache.state import KVCache, Sides, ring_rows, take_rows
-from deltakv_jax.codec import Format, KVSpec, Leaves
+from deltakv_jax.codec import Format, KVSpec, Leaves, Planes
 from deltakv_jax.typed import typed
 
 
@@ -17,14 +17,14 @@ class Near:
     """Reconstructions of the sinks, and of the tokens of which any query's window is a part.
 
     Attributes:
-      k, v: float32 [b, k, n, d] in the stored frame.
+      k, v: float32 planes [b, k, n, …] in the stored frame.
       tokens: int32 [b, n], the sinks first; where there is none, one that no query sees.
       window: static; tokens that a query reads from here, its own included.
       sinks: static; likewise the first ones.
     """
 
-    k: Array
-    v: Array
+    k: Planes
+    v: Planes
     tokens: Array
     window: int = dataclasses.field(metadata={"static": True})
     sinks: int = dataclasses.field(metadata={"static": True})
@@ -78,10 +78,10 @@ def _recent(spec: KVSpec, newest: Array, band: Sides | None) -> Array:
 
 def _side(
     fmt: Format, leaves: Leaves, near: Leaves, band: Leaves, row: Array, tokens: Array, sinks: int
-) -> Array:
-    """Float32 [b, k, n, d]: one side of these tokens, refined where it has refinements."""
+) -> Planes:
+    """One side of these tokens, refined where it has refinements."""
     layer = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, row, keepdims=False)
-    packed = fmt.join(fmt.terms({key: _taken(x, row, tokens) for key, x in leaves.items()}))
+    packed = fmt.terms({key: _taken(x, row, tokens) for key, x in leaves.items()})
     if not near:
         return packed
     held = {key: layer(leaf) for key, leaf in near.items()}
@@ -89,7 +89,7 @@ def _side(
     recent = band or {key: take_rows(leaf, at) for key, leaf in held.items()}
     first = {key: leaf[:, :, :sinks] for key, leaf in held.items()}
     rows = {key: jnp.concatenate([first[key], recent[key]], axis=2) for key in near}
-    return packed + fmt.refinement(rows)
+    return tuple(map(jnp.add, packed, fmt.refinement(rows)))
 
 
 def _taken(leaf: Array, row: Array, tokens: Array) -> Array:

@@ -142,8 +142,8 @@ class Format:
         """The rows of `near_leaves` for tokens x [*lead, t, d], whose packed rows these are."""
         raise NotImplementedError
 
-    def refinement(self, near: Leaves) -> Array:
-        """Float32 [*lead, t, d] in the stored frame: what such rows add to what is packed."""
+    def refinement(self, near: Leaves) -> Planes:
+        """What such rows add to what is packed: float32 planes [*lead, t, …], as the terms are."""
         raise NotImplementedError
 
     def split(self, x: Array) -> Planes:
@@ -384,6 +384,15 @@ class _Delta(_NibblePlanes, Format):
         return leaves["keyframes"].astype(jnp.float32)
 
 
+def _of_quarters(scales: Array) -> Planes:
+    """The scales [*lead, blocks] that each quarter of a row has, one or more to each."""
+    each, count = max(1, scales.shape[-1] // PLANES), scales.shape[-1]
+    return tuple(
+        jax.lax.slice_in_dim(scales, first, first + each, axis=-1)
+        for first in (place * count // PLANES for place in range(PLANES))
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Layered(_Independent):
     """A base layer of few bits, and an enhancement layer for the tokens that matter most.
@@ -423,43 +432,43 @@ class _Layered(_Independent):
 
     def quantize(self, x: Array) -> Leaves:
         codes, scales = quantize_levels(x, self._levels, self._block(x.shape[-1]))
-        if self.bits == 4:
-            return {"codes": packing.pack_nibbles(codes), "scales": scales}
-        low = {"codes": packing.pack_fields(codes & 3, 2), "scales": scales}
-        return low | {"high": packing.pack_fields(codes >> 2, 1)} if self.bits == 3 else low
+        if self.bits != 3:
+            return {"codes": packing.pack_quarters(codes, self.bits), "scales": scales}
+        low, high = packing.pack_quarters(codes & 3, 2), packing.pack_quarters(codes >> 2, 1)
+        return {"codes": low, "high": packing.pack_halves(high), "scales": scales}
 
     def refine(self, x: Array, rows: Leaves) -> Leaves:
-        stored = self._stored_frame(x)
-        left = stored - self.join(self.terms(rows))
+        left = self._stored_frame(x) - self.join(self.terms(rows))
         codes, scales = quantize_levels(left, EVEN, self._block(x.shape[-1]))
-        return {"codes": packing.pack_nibbles(codes), "scales": scales}
+        return {"codes": packing.pack_quarters(codes, 4), "scales": scales}
 
-    def refinement(self, near: Leaves) -> Array:
+    def refinement(self, near: Leaves) -> Planes:
         written = near["scales"] > 0  # a row that holds no token adds nothing
         scales = jnp.where(written, scale_values(near["scales"]), 0.0)
-        planes = (blocks.scaled(n, scales) for n in packing.odd_nibbles(near["codes"]))
-        return packing.join_planes(*planes)
+        return self._scaled(packing.odd_nibbles(near["codes"]), EVEN, scales)
 
     def split(self, x: Array) -> Planes:
-        if self.bits == 4:
-            return packing.split_planes(x)
-        return packing.split_runs(x, 8 if self.bits == 3 else 4)
+        return tuple(jnp.split(x, PLANES, axis=-1))
 
     def join(self, planes: Planes) -> Array:
-        return packing.join_planes(*planes) if self.bits == 4 else packing.join_runs(*planes)
+        return jnp.concatenate(planes, axis=-1)
 
     def terms(self, leaves: Leaves, unpack: Unpack = EXACTLY) -> Planes:
-        scales = scale_values(leaves["scales"])
-        levels = (self._levels.of(n) for n in self._odd(leaves, unpack))
-        return tuple(blocks.scaled(level, scales) for level in levels)
+        return self._scaled(self._odd(leaves, unpack), self._levels, scale_values(leaves["scales"]))
+
+    def _scaled(self, planes: Planes, levels: Levels, scales: Array) -> Planes:
+        """Levels of the odd numbers in all planes, times the scales of their blocks."""
+        shares = _of_quarters(scales)
+        return tuple(map(levels.scaled, planes, shares))
 
     def _odd(self, leaves: Leaves, unpack: Unpack) -> Planes:
         """The odd numbers of all planes."""
         if self.bits == 4:
             return unpack.odd_nibbles(leaves["codes"])
-        codes = packing.field_planes(leaves["codes"], 2)
+        codes = packing.quarters(leaves["codes"], 2)
         if self.bits == 3:
-            codes = packing.with_high_bits(leaves["codes"], leaves["high"])
+            high = packing.quarters(packing.halves(leaves["high"]), 1)
+            codes = tuple(low | bit << 2 for low, bit in zip(codes, high, strict=True))
         odd = (code.astype(jnp.int8) * 2 + 1 - self._levels.count for code in codes)
         return tuple(map(unpack.integers, odd))
 

@@ -1,12 +1,12 @@
 """Packing of codes of 4, 2 and 1 bits, and back.
 
-The bytes of 4-bit codes are llama.cpp's q4_0: byte j of a block of 32 holds code j in its low and
-code j + 16 in its high nibble. They are kept two to a word, the first in the low half, since a GPU
+The bytes of q4_0's codes are llama.cpp's: byte j of a block of 32 holds code j in its low and code
+j + 16 in its high nibble. They are kept two to a word, the first in the low half, since a GPU
 turns 16-bit numbers into matrix operands without taking them apart. Nibble p of all words of a row
 is a plane, and planes need no interleaving: q.x is the sum of the products of q's planes with x's.
 
-Byte j of a block of 32 holds the 2-bit codes j, j + 8, j + 16 and j + 24, from its low end on, or
-the bits j, j + 4, … j + 28.
+Codes in quarters lie further apart: word j of a row of d holds the codes j, j + d/4, j + d/2 and
+j + 3d/4, from its low end on, so that a plane is a quarter of the row.
 """
 
 import functools
@@ -69,42 +69,28 @@ def join_planes(*planes: Shaped[Array, "*lead words"]) -> Shaped[Array, "*lead d
 
 
 @typed
-def pack_fields(codes: UInt8[Array, "*lead d"], bits: int) -> UInt8[Array, "*lead bytes"]:
-    """Packs codes of 2 bits, or of 1, as many to a byte as fit; d must be a multiple of 32."""
-    fields = split_runs(codes, 8 // bits)
-    shifted = (field << bits * place for place, field in enumerate(fields))
+def pack_quarters(codes: UInt8[Array, "*lead d"], bits: int) -> Shaped[Array, "*lead words"]:
+    """Packs codes of 4 bits in words of 16, and of 2 or 1 bits in bytes; 4 must divide d."""
+    word = jnp.uint16 if bits == 4 else jnp.uint8
+    quarters = jnp.split(codes.astype(word), PLANES, axis=-1)
+    shifted = (quarter << bits * place for place, quarter in enumerate(quarters))
     return functools.reduce(jnp.bitwise_or, shifted)
 
 
 @typed
-def field_planes(packed: UInt8[Array, "*lead bytes"], bits: int) -> Planes:
-    """The codes of `pack_fields`, uint8, in planes as `split_runs` has them."""
-    return tuple(packed >> shift & (1 << bits) - 1 for shift in range(0, 8, bits))
+def quarters(words: Shaped[Array, "*lead words"], bits: int) -> Planes:
+    """The codes of `pack_quarters`, in planes that are the quarters of the row."""
+    return tuple(words >> bits * place & (1 << bits) - 1 for place in range(PLANES))
 
 
 @typed
-def split_runs(x: Shaped[Array, "*lead d"], count: int) -> Planes:
-    """Each block of 32 in `count` runs of neighbours, and the runs of each place in a plane."""
-    runs = x.reshape(*x.shape[:-1], -1, count, BLOCK // count)
-    flat = (*x.shape[:-1], x.shape[-1] // count)
-    return tuple(runs[..., place, :].reshape(flat) for place in range(count))
+def pack_halves(codes: UInt8[Array, "*lead d"]) -> UInt8[Array, "*lead bytes"]:
+    """Packs codes 0 … 15 two to a byte, the first half of the row in the low nibbles."""
+    low, high = jnp.split(codes, 2, axis=-1)
+    return low | high << 4
 
 
 @typed
-def join_runs(*planes: Shaped[Array, "*lead run"]) -> Shaped[Array, "*lead d"]:
-    """The inverse of `split_runs`."""
-    size = BLOCK // len(planes)
-    runs = [plane.reshape(*plane.shape[:-1], -1, size) for plane in planes]
-    return jnp.stack(runs, axis=-2).reshape(*planes[0].shape[:-1], -1)
-
-
-@typed
-def with_high_bits(
-    low: UInt8[Array, "*lead quarter"], high: UInt8[Array, "*lead eighth"]
-) -> Planes:
-    """Codes of 3 bits, of which two lie in `low` and one in `high`, in 8 planes."""
-    halves = low.reshape(*low.shape[:-1], -1, 2, BLOCK // 8)
-    runs = [halves[..., half, :].reshape(high.shape) for half in (0, 1)]
-    return tuple(
-        runs[place % 2] >> 2 * (place // 2) & 3 | (high >> place & 1) << 2 for place in range(8)
-    )
+def halves(packed: UInt8[Array, "*lead bytes"]) -> UInt8[Array, "*lead d"]:
+    """The inverse of `pack_halves`."""
+    return jnp.concatenate([packed & 15, packed >> 4], axis=-1)
