@@ -1,12 +1,14 @@
 """How fast a model runs, each figure as a ratio to what the machine itself can do.
 
-    python scripts/bench/inference.py [--only prefill|decode|attention|compile] [--json FILE]
+    python scripts/bench/inference.py [--only prefill|encode|decode|attention|compile] [--json FILE]
 
 takes about three minutes on two cores and 4 GB of memory. Nothing else should run: what is compared
-takes turns, so that a ratio bears some noise, but not a busy neighbour. It prints, in four parts,
+takes turns, so that a ratio bears some noise, but not a busy neighbour. It prints, in five parts,
 
 - prefill: a prompt of 512 tokens through a random Llama of 100 M parameters, over a float32 product
   of 2048 x 2048 matrices; at least 0.60,
+- encode: packing that prompt's keys and values, in every format, over its prefill; `layered` at
+  most 0.10,
 - decode: the bytes of weights that a step of the compiled loop reads, over the bandwidth of copying
   1 GiB; at least 0.60,
 - attention: one query token over 8192 packed ones, in every format, over a plain bfloat16 cache in
@@ -26,10 +28,11 @@ from rich.console import Console
 
 from deltakv_jax.cli import arguments
 from deltakv_jax.evaluation import files
-from scripts.bench import attention_speed, compile_time, model_speed, results
+from scripts.bench import attention_speed, compile_time, encode_speed, model_speed, results
 
 PARTS = {
     "prefill": model_speed.prefill_rows,
+    "encode": encode_speed.rows,
     "decode": model_speed.decode_rows,
     "attention": attention_speed.brief,
     "compile": compile_time.rows,
