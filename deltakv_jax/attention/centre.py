@@ -1,14 +1,13 @@
 """The mean of each channel, which some formats take off before they store.
 
-Of keys it is taken off before RoPE, where channels have one, and its share of a score is added when
-the cache is read: q.R_s m, R_s the rotation of position s. Per pair of channels that is A cos(s w) +
-B sin(s w) with A = q.m and B = q x m, w the inverse frequency: as many products as q.k, of numbers
-that need no unpacking. Of values the mean is added to the output, as the weights add up to 1.
+Of keys it is taken off before RoPE, where channels have one, and its share of a score is added
+when the cache is read: q.R_s m, R_s the rotation of position s. Per pair of channels that is
+A cos(s w) + B sin(s w) with A = q.m and B = q x m, w the inverse frequency: as many products as
+q.k, of numbers that need no unpacking. Of values the mean is added to the output, as the weights
+add up to 1.
 
 Letters: r query rows of a kv head, s stored tokens.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32
 
 from deltakv_jax.attention.rope import apply_rope, tables_of
-from deltakv_jax.cache import KVCache, read
+from deltakv_jax.cache import KeyCentre, KVCache, read
 from deltakv_jax.typed import typed
 
 _RUN = 256  # tokens whose rotations, from the first of them on, are constants of a program
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KeyCentre:
-    """What was taken off the keys of a layer.
-
-    Attributes:
-      mean: float32 [b k d], before RoPE.
-      inverse: float32 [d/2], inverse frequencies.
-    """
-
-    mean: Array
-    inverse: Array
 
 
 def is_centred(cache: KVCache) -> bool:
@@ -52,9 +37,7 @@ def means(
 
     def of(kind: int, row: Array) -> tuple[Array, Array]:
         centre = cache.stacks[kind].centre
-        take = lambda leaves: (
-            leaves["mean"][row][:, :, 0].astype(jnp.float32) if leaves else none
-        )
+        take = lambda leaves: leaves["mean"][row][:, :, 0].astype(jnp.float32) if leaves else none
         return take(centre.k), take(centre.v)
 
     branches = [lambda row, kind=kind: of(kind, row) for kind in range(len(cache.stacks))]

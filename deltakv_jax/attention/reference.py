@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
 from deltakv_jax.attention.centre import rotated_mean
-from deltakv_jax.attention.step import ALONE, Step, near_in
-from deltakv_jax.cache import KVCache, Near, read
+from deltakv_jax.cache import ALONE, KVCache, Near, Step, near_in, read
 from deltakv_jax.codec import Format, KVSpec, Planes
 from deltakv_jax.codec.hadamard import rotate
 from deltakv_jax.typed import typed
@@ -63,7 +62,11 @@ def _joined(side: Format, planes: Planes) -> Array:
 
 
 def _attend_pairs(
-    q: Array, positions: Array, packed: tuple[Array, Array], refined: tuple[Array, Array], near: Near
+    q: Array,
+    positions: Array,
+    packed: tuple[Array, Array],
+    refined: tuple[Array, Array],
+    near: Near,
 ) -> Array:
     """Over all that is packed, but for what each query reads refined."""
     s = jnp.arange(packed[0].shape[2])

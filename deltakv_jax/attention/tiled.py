@@ -19,8 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
 from deltakv_jax.attention.centre import centre_scores, rotated_mean
-from deltakv_jax.attention.step import ALONE, Step, near_in
-from deltakv_jax.cache import KVCache, Near, read_tile, slots
+from deltakv_jax.cache import ALONE, KVCache, Near, Step, near_in, read_tile, slots
 from deltakv_jax.cache.state import Stack, tokens_per_row
 from deltakv_jax.codec import Format, KVSpec, Leaves, Planes
 from deltakv_jax.codec.hadamard import rotate

@@ -1,4 +1,4 @@
-"""The tokens that a query reads with their refinement: the first and the last ones, side by side."""
+"""The tokens that a query reads with their refinement: the first ones and the last ones."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ class Near:
     sinks: int = dataclasses.field(metadata={"static": True})
 
     def seen(self, positions: Int32[Array, "b t"]) -> Array:
-        """bool [b, t, n]: what a query at each position reads here, each token once."""
+        """Bool [b, t, n]: what a query at each position reads here, each token once."""
         t, s = positions[..., None], self.tokens[:, None]
         recent = s > t - self.window
         is_sink = jnp.arange(self.tokens.shape[1]) < self.sinks

@@ -196,7 +196,7 @@ def _check_windows(kind: KVSpec) -> None:
     if len(windows) > 1 or len(sinks) > 1:
         raise UserError(f"{kind}: K and V refine the same tokens; give both one window and sinks")
     if (windows or sinks) and (kind.k.chained or kind.v.chained):
-        raise UserError(f"{kind}: a side with a window goes with one that packs tokens by themselves")
+        raise UserError(f"{kind}: a side that refines goes with one that packs tokens one by one")
 
 
 def tokens_per_row(side: Format, key: str, head_dim: int) -> int:

@@ -130,7 +130,9 @@ def _refined(
     side: Format, near: Leaves, row: Array, fresh: Leaves, lengths: Array, end: Array
 ) -> tuple[Leaves, Leaves]:
     """The leaves `near` with the refinements [b, k, t, width] of new tokens, and the band."""
-    old = {key: jax.lax.dynamic_index_in_dim(leaf, row, keepdims=False) for key, leaf in near.items()}
+    old = {
+        key: jax.lax.dynamic_index_in_dim(leaf, row, keepdims=False) for key, leaf in near.items()
+    }
     sinks = jnp.broadcast_to(jnp.arange(side.sinks), (len(lengths), side.sinks))
     tokens = jnp.concatenate([sinks, ring_tokens(side, end)], axis=1)  # of each row, now
     new = (tokens >= lengths[:, None]) & (tokens < end[:, None])

@@ -8,7 +8,6 @@ Letters: t tokens (a multiple of the interval), d head_dim, g groups, n position
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -36,26 +35,39 @@ class Unpack(NamedTuple):
       nibbles: words [*lead, w] -> the codes less 8, in planes [*lead, w].
       odd_nibbles: likewise twice the codes less 15.
       integers: int8 [*lead, d] -> the same numbers.
+      part: [*lead, parts, n], and which part -> [*lead, n].
     """
 
     nibbles: Callable[[Array], Planes]
     odd_nibbles: Callable[[Array], Planes]
     integers: Callable[[Array], Array]
+    part: Callable[[Array, int], Array]
 
 
 EXACTLY = Unpack(
-    packing.centred_nibbles, packing.odd_nibbles, lambda codes: codes.astype(jnp.float32)
+    packing.centred_nibbles,
+    packing.odd_nibbles,
+    lambda codes: codes.astype(jnp.float32),
+    lambda parts, place: parts[..., place, :],
 )
 """In float32, in which a code times its float16 scale is exact."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of a stored side: rows of `width` numbers, one for each token or group."""
+    """One array of a stored side: rows of `width` numbers, one for each token or group.
+
+    Attributes:
+      per: what a row belongs to.
+      width: numbers of a row.
+      dtype: of the numbers.
+      widened: whether rows of a larger head_dim would have more of them.
+    """
 
     per: Per
     width: int
     dtype: Any
+    widened: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,16 +267,16 @@ class _BF16(_Independent):
         return (jax.lax.bitcast_convert_type(leaves["bits"].astype(jnp.uint32) << 16, jnp.float32),)
 
 
-def _check_blocks(head_dim: int, name: str) -> None:
-    if head_dim % BLOCK:
+def _check_multiple(head_dim: int, least: int, name: str) -> None:
+    if head_dim % least:
         raise UserError(
-            f"{name} needs a head_dim that is a multiple of {BLOCK}, this model's is {head_dim}; "
+            f"{name} needs a head_dim that is a multiple of {least}, this model's is {head_dim}; "
             "f32, bf16 and f16 hold any"
         )
 
 
 def _block_leaves(head_dim: int, name: str, codes: Leaf) -> dict[str, Leaf]:
-    _check_blocks(head_dim, name)
+    _check_multiple(head_dim, BLOCK, name)
     return {"codes": codes, "scales": Leaf("token", head_dim // BLOCK, jnp.float16)}
 
 
@@ -384,13 +396,8 @@ class _Delta(_NibblePlanes, Format):
         return leaves["keyframes"].astype(jnp.float32)
 
 
-def _of_quarters(scales: Array) -> Planes:
-    """The scales [*lead, blocks] that each quarter of a row has, one or more to each."""
-    each, count = max(1, scales.shape[-1] // PLANES), scales.shape[-1]
-    return tuple(
-        jax.lax.slice_in_dim(scales, first, first + each, axis=-1)
-        for first in (place * count // PLANES for place in range(PLANES))
-    )
+_LAYERED_MULTIPLE = 16
+"""What divides head_dim: as many values, at least, are mixed by the transform."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -404,7 +411,7 @@ class _Layered(_Independent):
 
     Attributes:
       bits: of a code of the base layer.
-      block: values that share a scale, 32 where head_dim is no multiple of 64.
+      block: the most values that share a scale: a row is halved until its parts have no more.
     """
 
     name: str = "layered"
@@ -418,17 +425,19 @@ class _Layered(_Independent):
     }  # fmt: skip
 
     def leaves(self, head_dim: int) -> dict[str, Leaf]:
-        _check_blocks(head_dim, self.name)
+        _check_multiple(head_dim, _LAYERED_MULTIPLE, self.name)
         codes = Leaf("token", head_dim // PLANES, jnp.uint16 if self.bits == 4 else jnp.uint8)
-        scales = Leaf("token", head_dim // self._block(head_dim), jnp.uint8)
         high = {"high": Leaf("token", head_dim // 8, jnp.uint8)} if self.bits == 3 else {}
-        return {"codes": codes, **high, "scales": scales}
+        return {"codes": codes, **high, "scales": self._scales(head_dim)}
 
     def near_leaves(self, head_dim: int) -> dict[str, Leaf]:
         if not self.window and not self.sinks:
             return {}
-        scales = Leaf("token", head_dim // self._block(head_dim), jnp.uint8)
-        return {"codes": Leaf("token", head_dim // PLANES, jnp.uint16), "scales": scales}
+        codes = Leaf("token", head_dim // PLANES, jnp.uint16)
+        return {"codes": codes, "scales": self._scales(head_dim)}
+
+    def _scales(self, head_dim: int) -> Leaf:
+        return Leaf("token", head_dim // self._block(head_dim), jnp.uint8, widened=False)
 
     def quantize(self, x: Array) -> Leaves:
         codes, scales = quantize_levels(x, self._levels, self._block(x.shape[-1]))
@@ -445,7 +454,7 @@ class _Layered(_Independent):
     def refinement(self, near: Leaves) -> Planes:
         written = near["scales"] > 0  # a row that holds no token adds nothing
         scales = jnp.where(written, scale_values(near["scales"]), 0.0)
-        return self._scaled(packing.odd_nibbles(near["codes"]), EVEN, scales)
+        return self._scaled(packing.odd_nibbles(near["codes"]), scales, EXACTLY)
 
     def split(self, x: Array) -> Planes:
         return tuple(jnp.split(x, PLANES, axis=-1))
@@ -454,12 +463,15 @@ class _Layered(_Independent):
         return jnp.concatenate(planes, axis=-1)
 
     def terms(self, leaves: Leaves, unpack: Unpack = EXACTLY) -> Planes:
-        return self._scaled(self._odd(leaves, unpack), self._levels, scale_values(leaves["scales"]))
+        levels = tuple(map(self._levels.of, self._odd(leaves, unpack)))
+        return self._scaled(levels, scale_values(leaves["scales"]), unpack)
 
-    def _scaled(self, planes: Planes, levels: Levels, scales: Array) -> Planes:
-        """Levels of the odd numbers in all planes, times the scales of their blocks."""
-        shares = _of_quarters(scales)
-        return tuple(map(levels.scaled, planes, shares))
+    def _scaled(self, planes: Planes, scales: Array, unpack: Unpack) -> Planes:
+        """Each plane times its scales [*lead, blocks]: a quarter is of one block or of several."""
+        count = scales.shape[-1]
+        parts = scales.reshape(*scales.shape[:-1], min(count, PLANES), -1)
+        of = lambda quarter: unpack.part(parts, quarter * parts.shape[-2] // PLANES)
+        return tuple(blocks.scaled(plane, of(quarter)) for quarter, plane in enumerate(planes))
 
     def _odd(self, leaves: Leaves, unpack: Unpack) -> Planes:
         """The odd numbers of all planes."""
@@ -477,7 +489,11 @@ class _Layered(_Independent):
         return LEVELS[self.bits]
 
     def _block(self, head_dim: int) -> int:
-        return math.gcd(head_dim, self.block)
+        """Values of a block."""
+        size = head_dim
+        while size > self.block and size % 2 == 0:
+            size //= 2
+        return size
 
 
 FORMATS: dict[str, Callable[..., Format]] = {

@@ -58,15 +58,6 @@ class Levels:
         """The positive levels, ascending."""
         return tuple(self.of(np.arange(1, self.count, 2, dtype=np.float64)).tolist())
 
-    def scaled(self, n: Array, scales: Array) -> Array:
-        """Their levels [*lead, width] times the scales [*lead, blocks], in their dtype.
-
-        As n (scale + scale bend n²), in which the scale costs no product of its own.
-        """
-        parts, scale = n.reshape(*scales.shape, -1), scales[..., None].astype(n.dtype)
-        bent = scale + scale * (self.bend / 4096) * (parts * parts) if self.bend else scale
-        return (parts * bent).reshape(n.shape)
-
     def of(self, n):
         """The levels of odd numbers n, in their dtype."""
         return n * (1 + self.bend / 4096 * (n * n)) if self.bend else n
@@ -161,8 +152,8 @@ def _error(size: Array, steps: Array, scale: Array, levels: Levels) -> Array:
 
 
 def _total(x: Array) -> Array:
-    """The sum along the last axis, a power of two long, in halves: an order that nobody changes."""
-    while x.shape[-1] > 1:
+    """The sum along the last axis in halves, as long as there are: an order that nobody changes."""
+    while x.shape[-1] % 2 == 0:
         half = x.shape[-1] // 2
         x = x[..., :half] + x[..., half:]
-    return x[..., 0]
+    return functools.reduce(jnp.add, (x[..., place] for place in range(x.shape[-1])))

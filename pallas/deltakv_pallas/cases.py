@@ -19,7 +19,11 @@ from deltakv_pallas.matvec_tuning import Tuning as MatvecTuning
 from deltakv_pallas.tuning import Tuning
 
 _TOKENS = 32768
-_PACKED = ("q8_0", "q4_0", "q4_0:rotate", "delta", "delta:interval=8", "delta:interval=128")
+_PACKED = (
+    *("q8_0", "q4_0", "q4_0:rotate"),
+    *("delta", "delta:interval=8", "delta:interval=128"),
+    *("layered", "layered:bits=3", "layered:bits=2"),
+)
 _PLAIN = ("f32", "bf16", "f16")
 _MIXED = ("delta/q4_0", "q8_0/q4_0")
 

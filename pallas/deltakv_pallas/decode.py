@@ -20,13 +20,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
-from deltakv_jax.cache import KVCache, slots
+from deltakv_jax.cache import ALONE, KVCache, Step, near_in, slots, window_of
 from deltakv_jax.codec import Format, KVSpec
 from deltakv_jax.codec.hadamard import rotate
+from deltakv_jax.codec.packing import PLANES
 from deltakv_jax.errors import UserError
 from deltakv_jax.typed import typed
 from deltakv_pallas.halves import unpacking
 from deltakv_pallas.lowering import call, device_kind
+from deltakv_pallas.near import near_split
 from deltakv_pallas.program import Cut, Inputs, Outputs, program
 from deltakv_pallas.side import Side, power_of_two
 from deltakv_pallas.tuning import Tuning, decode_tuning
@@ -44,6 +46,7 @@ def attend_pallas(
     positions: Int32[Array, "b t"],
     cache: KVCache,
     layer: Int32[Array, ""] | int,
+    step: Step = ALONE,
     *,
     interpret: bool = False,
     tuning: Tuning | None = None,
@@ -57,20 +60,22 @@ def attend_pallas(
       positions: of each query; its own token is already written.
       cache: the cache.
       layer: the layer to read.
+      step: what else is known of the step.
       interpret: run the kernel as plain JAX, on any machine.
       tuning: how to cut the work; by default the table's row for the device.
 
     Raises:
-      UserError: where a format's interval is not a power of two.
+      UserError: where a format is not one that the kernel reads.
     """
     kind_of, row = cache.layout.find(layer)
-    attend = functools.partial(_attend_kind, cache, tuning, interpret)
+    attend = functools.partial(_attend_kind, cache, step, tuning, interpret)
     branches = [functools.partial(attend, kind) for kind in range(len(cache.stacks))]
     return jax.lax.switch(kind_of, branches, row, q, positions)
 
 
 def _attend_kind(
     cache: KVCache,
+    step: Step,
     tuning: Tuning | None,
     interpret: bool,
     kind: int,
@@ -79,7 +84,7 @@ def _attend_kind(
     positions: Array,
 ) -> Array:
     spec, stack = cache.layout.kinds[kind], cache.stacks[kind]
-    _check(spec)
+    _check(spec, cache.head_dim)
     kv_heads = next(iter(stack.k.values())).shape[2]
     heads = q.shape[2] // kv_heads
     tuning = tuning or _row(cache, kind, heads)
@@ -87,7 +92,8 @@ def _attend_kind(
     rows = _to_rows(cut, rotate(q) if spec.k.rotate else q, kv_heads)
     planes = jnp.stack([cut.k.pad(plane) for plane in spec.k.split(rows)], axis=3)
     queries, columns = planes.astype(spec.k.operand), (cut.k.columns(), cut.v.columns())
-    inputs = Inputs(row[None], _limits(cut, positions, heads), queries, stack.k, stack.v, *columns)
+    limits = _to_row_heads(cut, positions - window_of(spec)[0], heads, -1)
+    inputs = Inputs(row[None], limits, queries, stack.k, stack.v, *columns)
     b, _, blocks = rows.shape[:3]
     run = call(
         functools.partial(program, cut),
@@ -98,7 +104,11 @@ def _attend_kind(
         stages=tuning.stages,
         interpret=interpret,
     )
-    out = _from_rows(cut, _combine(spec.v, run(inputs), cache.head_dim), q.shape)
+    splits = run(inputs)
+    if near := near_in(cache, kind, row, positions, step):
+        seen = _to_row_heads(cut, near.seen(positions), heads, value=False)
+        splits = _beside(splits, near_split(cut, spec, near, rows, seen))
+    out = _from_rows(cut, _combine(spec.v, splits, cache.head_dim), q.shape)
     return rotate(out) if spec.v.rotate else out
 
 
@@ -130,6 +140,7 @@ def _cut(
         run=run,
         queries=queries,
         rows=rows,
+        sinks=window_of(spec)[1],
         splits=min(max(1, tuning.programs // programs), -(-total // (run * tile))),
         groups=max(_GROUPS if tuning.matrix_units else 1, tile // min(intervals)),
         matrix_units=tuning.matrix_units,
@@ -154,18 +165,39 @@ def _row(cache: KVCache, kind: int, heads: int) -> Tuning:
 
 
 def _stored(spec: KVSpec) -> str:
-    """The spec but for rotation, which the kernel does not see."""
-    sides = (dataclasses.replace(side, rotate=False) for side in (spec.k, spec.v))
+    """The spec but for what the kernel does not see."""
+    sides = (
+        dataclasses.replace(side, rotate=False, window=type(side).window, sinks=type(side).sinks)
+        for side in (spec.k, spec.v)
+    )
     return str(KVSpec(*sides))
 
 
-def _check(spec: KVSpec) -> None:
+def _check(spec: KVSpec, head_dim: int) -> None:
     for side in (spec.k, spec.v):
         if side.interval != power_of_two(side.interval):
             raise UserError(
                 f"the kernels read intervals that are powers of two, {side} has "
                 f"{side.interval}; attention by xla reads it"
             )
+        if side.centre:
+            raise UserError(f"the kernels know no centre; attention by xla reads {side}")
+        _check_scales(side, head_dim)
+
+
+def _check_scales(side: Format, head_dim: int) -> None:
+    """A plane that is padded must have one scale: padding would move the others."""
+    scales = side.leaves(head_dim).get("scales")
+    if (
+        head_dim != power_of_two(head_dim)
+        and scales
+        and not scales.widened
+        and scales.width > PLANES
+    ):
+        raise UserError(
+            f"the kernels read {side} with a head_dim that is a power of two or at most "
+            f"{PLANES} blocks, this model's is {head_dim}; attention by xla reads it"
+        )
 
 
 def _to_rows(cut: Cut, q: Array, kv_heads: int) -> Array:
@@ -183,13 +215,21 @@ def _to_rows(cut: Cut, q: Array, kv_heads: int) -> Array:
     return jnp.pad(rows, [(0, 0)] * 3 + [(0, cut.rows - rows.shape[3]), (0, 0)])
 
 
-def _limits(cut: Cut, positions: Array, heads: int) -> Array:
-    """int32 [b, c, r]: the last token that each row sees, -1 for rows that are padding."""
-    b, t = positions.shape
+def _to_row_heads(cut: Cut, x: Array, heads: int, value: int) -> Array:
+    """[b, c, r, …]: what queries [b, t, …] have, for each of their rows; `value` for padding."""
+    b, t, *rest = x.shape
+    pad = lambda x, axis, more: jnp.pad(
+        x, [(0, more if at == axis else 0) for at in range(x.ndim)], constant_values=value
+    )
     blocks = -(-t // cut.queries)
-    padded = jnp.pad(positions, ((0, 0), (0, blocks * cut.queries - t)), constant_values=-1)
-    rows = jnp.repeat(padded.reshape(b, blocks, cut.queries), heads, axis=2)
-    return jnp.pad(rows, ((0, 0), (0, 0), (0, cut.rows - rows.shape[2])), constant_values=-1)
+    blocked = pad(x, 1, blocks * cut.queries - t).reshape(b, blocks, cut.queries, *rest)
+    rows = jnp.repeat(blocked, heads, axis=2)
+    return pad(rows, 2, cut.rows - rows.shape[2])
+
+
+def _beside(splits: Outputs, more: Outputs) -> Outputs:
+    """The splits of both."""
+    return Outputs(*(jnp.concatenate(pair, axis=3) for pair in zip(splits, more, strict=True)))
 
 
 def _combine(side: Format, splits: Outputs, head_dim: int) -> Array:

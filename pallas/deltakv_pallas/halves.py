@@ -76,5 +76,11 @@ def _plain_odd_nibbles(words: Array) -> Planes:
     return tuple((x.astype(jnp.int16) * 2 - 15).astype(jnp.float16) for x in nibble_planes(words))
 
 
-_PTX = Unpack(_nibbles, _odd_nibbles, _integers)
-_PLAIN = Unpack(_plain_nibbles, _plain_odd_nibbles, lambda codes: codes.astype(jnp.float16))
+def _part(parts: Array, place: int) -> Array:
+    """Part of a small axis, summed out as Triton cannot slice."""
+    here = jnp.arange(parts.shape[-2])[:, None] == place
+    return jnp.sum(jnp.where(here, parts, 0), axis=-2)
+
+
+_PTX = Unpack(_nibbles, _odd_nibbles, _integers, _part)
+_PLAIN = Unpack(_plain_nibbles, _plain_odd_nibbles, lambda codes: codes.astype(jnp.float16), _part)

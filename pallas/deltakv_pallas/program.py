@@ -21,10 +21,10 @@ from deltakv_pallas.groups import exact_product, product
 from deltakv_pallas.lowering import program_id
 from deltakv_pallas.side import Side
 
-_NEVER = -1e30
+NEVER = -1e30
 """A score below all others that can be subtracted from itself."""
 
-_LIFT = 8
+LIFT = 8
 """Added to every exponent of 2: float16 then holds weights down to 2^-32 of the largest."""
 
 
@@ -39,6 +39,7 @@ class Cut:
       queries: query tokens of a block.
       rows: query rows of a block, padded.
       splits: of the context.
+      sinks: the first tokens, which are read elsewhere.
       groups: of a unit, whose keyframes are read at once.
       matrix_units: whether the device has them.
       half_sums: whether they can sum in float16.
@@ -51,6 +52,7 @@ class Cut:
     queries: int
     rows: int
     splits: int
+    sinks: int
     groups: int
     matrix_units: bool
     half_sums: bool
@@ -188,7 +190,7 @@ def _empty(cut: Cut) -> _State:
     totals = (jnp.zeros((cut.groups, cut.rows)),) if cut.v.format.chained else ()
     score = (row,) if cut.k.carried else ()
     value = tuple(jnp.zeros(width) for width in widths) if cut.v.carried else ()
-    return _State(row + _NEVER, row, acc, totals, score, value)
+    return _State(row + NEVER, row, acc, totals, score, value)
 
 
 def _queries(this: _Program, tile: Array) -> Planes:
@@ -237,10 +239,12 @@ def _step(
     start = jnp.minimum(tile * cut.tile, cut.slots - cut.tile)
     at = start + jnp.arange(cut.tile)
     scores, score = _scores(this, unit, base_scores, tile, start, state.score)
-    seen = (at[:, None] <= this.limits[None]) & (at >= tile * cut.tile)[:, None]
+    seen = (at[:, None] <= this.limits[None]) & (at >= jnp.maximum(tile * cut.tile, cut.sinks))[
+        :, None
+    ]
     scores = jnp.where(seen, scores, -jnp.inf)
     m = jnp.maximum(state.m, jnp.max(scores, axis=0))
-    shrink, p = jnp.exp2(state.m - m), jnp.exp2(scores - (m - _LIFT)[None])
+    shrink, p = jnp.exp2(state.m - m), jnp.exp2(scores - (m - LIFT)[None])
     state = state._replace(m=m, l=state.l * shrink + jnp.sum(p, axis=0), score=score)
     return _mix(this, unit, start, p, shrink, state)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from deltakv_jax.codec import Format, Planes, Unpack
+from deltakv_jax.codec import Format, Leaf, Planes, Unpack
 from deltakv_pallas.lowering import load
 
 Refs = Mapping[str, Any]
@@ -79,7 +79,7 @@ class Side:
         """
         tokens = start + jnp.arange(self.tile)
         rows = {
-            name: self._rows(refs[name], where, tokens)
+            name: self._rows(leaf, refs[name], where, tokens)
             for name, leaf in self.format.leaves(self.head_dim).items()
             if leaf.per == "token"
         }
@@ -105,10 +105,10 @@ class Side:
 
         return tuple(base(ref[...]) for ref in columns)
 
-    def _rows(self, ref: Any, where: tuple[Any, ...], tokens: Array) -> Array:
+    def _rows(self, leaf: Leaf, ref: Any, where: tuple[Any, ...], tokens: Array) -> Array:
         """[n, widened]: whole rows of a leaf."""
-        width = ref.shape[-1]
-        columns = jnp.arange(self.widened(width))
+        width = leaf.width
+        columns = jnp.arange(self.widened(width) if leaf.widened else width)
         if len(columns) == width:
             return load(ref.at[(*where, tokens[:, None], columns[None, :])])
         return _picked(ref, where, tokens, jnp.where(columns < width, columns, -1))

@@ -12,9 +12,7 @@ def inputs(t: int, h: int, kv_heads: int, d: int = 8) -> tuple:
     rng = np.random.default_rng(0)
     draw = lambda heads: jnp.asarray(rng.standard_normal((2, t, heads, d)), jnp.float32)
     angles = jnp.asarray(rng.uniform(0, 6, (2, t, d // 2)), jnp.float32)
-    rope = RopeTables(
-        jnp.zeros((2, t), jnp.int32), jnp.cos(angles), jnp.sin(angles), angles[0, 0]
-    )
+    rope = RopeTables(jnp.zeros((2, t), jnp.int32), jnp.cos(angles), jnp.sin(angles), angles[0, 0])
     return draw(h), draw(kv_heads), draw(kv_heads), rope
 
 

@@ -6,8 +6,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int32
 
-from deltakv_jax.attention.centre import KeyCentre
-from deltakv_jax.cache import KVCache, Near, Sides, near_tokens, window_of
+from deltakv_jax.cache.near import Near, near_tokens, window_of
+from deltakv_jax.cache.state import KVCache, Sides
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeyCentre:
+    """What was taken off the keys of a layer.
+
+    Attributes:
+      mean: float32 [b k d], before RoPE.
+      inverse: float32 [d/2], inverse frequencies.
+    """
+
+    mean: Array
+    inverse: Array
 
 
 @jax.tree_util.register_dataclass
