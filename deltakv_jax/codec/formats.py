@@ -106,6 +106,11 @@ class Format:
         return ":".join(words)
 
     @property
+    def planes(self) -> int:
+        """How many `split` makes."""
+        return 1
+
+    @property
     def operand(self) -> Any:
         """The dtype in which a kernel may multiply what is stored.
 
@@ -301,6 +306,10 @@ class _Q8_0(_Independent):  # noqa: N801
 class _NibblePlanes:
     """Terms of 4-bit codes, read in the four planes in which they lie."""
 
+    @property
+    def planes(self) -> int:
+        return PLANES
+
     def split(self, x: Array) -> Planes:
         return packing.split_planes(x)
 
@@ -424,11 +433,15 @@ class _Layered(_Independent):
         "bits": (2, 3, 4), "block": (32, 64), "window": 0, "sinks": 0, "centre": None
     }  # fmt: skip
 
+    @property
+    def planes(self) -> int:
+        return 8 if self.bits == 3 else PLANES
+
     def leaves(self, head_dim: int) -> dict[str, Leaf]:
         _check_multiple(head_dim, _LAYERED_MULTIPLE, self.name)
-        codes = Leaf("token", head_dim // PLANES, jnp.uint16 if self.bits == 4 else jnp.uint8)
-        high = {"high": Leaf("token", head_dim // 8, jnp.uint8)} if self.bits == 3 else {}
-        return {"codes": codes, **high, "scales": self._scales(head_dim)}
+        width, word = head_dim // self.planes, jnp.uint8 if self.bits == 2 else jnp.uint16
+        high = {"high": Leaf("token", width, jnp.uint8)} if self.bits == 3 else {}
+        return {"codes": Leaf("token", width, word), **high, "scales": self._scales(head_dim)}
 
     def near_leaves(self, head_dim: int) -> dict[str, Leaf]:
         if not self.window and not self.sinks:
@@ -442,22 +455,23 @@ class _Layered(_Independent):
     def quantize(self, x: Array) -> Leaves:
         codes, scales = quantize_levels(x, self._levels, self._block(x.shape[-1]))
         if self.bits != 3:
-            return {"codes": packing.pack_quarters(codes, self.bits), "scales": scales}
-        low, high = packing.pack_quarters(codes & 3, 2), packing.pack_quarters(codes >> 2, 1)
-        return {"codes": low, "high": packing.pack_halves(high), "scales": scales}
+            return {"codes": packing.pack_parts(codes, PLANES, self.bits), "scales": scales}
+        low, high = (packing.pack_parts(*part) for part in ((codes & 3, 8, 2), (codes >> 2, 8, 1)))
+        return {"codes": low, "high": high, "scales": scales}
 
     def refine(self, x: Array, rows: Leaves) -> Leaves:
         left = self._stored_frame(x) - self.join(self.terms(rows))
         codes, scales = quantize_levels(left, EVEN, self._block(x.shape[-1]))
-        return {"codes": packing.pack_quarters(codes, 4), "scales": scales}
+        return {"codes": packing.pack_parts(codes, PLANES, 4), "scales": scales}
 
     def refinement(self, near: Leaves) -> Planes:
         written = near["scales"] > 0  # a row that holds no token adds nothing
         scales = jnp.where(written, scale_values(near["scales"]), 0.0)
-        return self._scaled(packing.odd_nibbles(near["codes"]), scales, EXACTLY)
+        planes = self._scaled(packing.odd_nibbles(near["codes"]), scales, EXACTLY)
+        return planes if self.planes == PLANES else self.split(self.join(planes))
 
     def split(self, x: Array) -> Planes:
-        return tuple(jnp.split(x, PLANES, axis=-1))
+        return tuple(jnp.split(x, self.planes, axis=-1))
 
     def join(self, planes: Planes) -> Array:
         return jnp.concatenate(planes, axis=-1)
@@ -467,19 +481,19 @@ class _Layered(_Independent):
         return self._scaled(levels, scale_values(leaves["scales"]), unpack)
 
     def _scaled(self, planes: Planes, scales: Array, unpack: Unpack) -> Planes:
-        """Each plane times its scales [*lead, blocks]: a quarter is of one block or of several."""
-        count = scales.shape[-1]
-        parts = scales.reshape(*scales.shape[:-1], min(count, PLANES), -1)
-        of = lambda quarter: unpack.part(parts, quarter * parts.shape[-2] // PLANES)
-        return tuple(blocks.scaled(plane, of(quarter)) for quarter, plane in enumerate(planes))
+        """Each plane times its scales [*lead, blocks]: it is of one block or of several."""
+        count = len(planes)
+        parts = scales.reshape(*scales.shape[:-1], min(scales.shape[-1], count), -1)
+        of = lambda place: unpack.part(parts, place * parts.shape[-2] // count)
+        return tuple(blocks.scaled(plane, of(place)) for place, plane in enumerate(planes))
 
     def _odd(self, leaves: Leaves, unpack: Unpack) -> Planes:
         """The odd numbers of all planes."""
         if self.bits == 4:
             return unpack.odd_nibbles(leaves["codes"])
-        codes = packing.quarters(leaves["codes"], 2)
+        codes = packing.parts(leaves["codes"], self.planes, 2)
         if self.bits == 3:
-            high = packing.quarters(packing.halves(leaves["high"]), 1)
+            high = packing.parts(leaves["high"], self.planes, 1)
             codes = tuple(low | bit << 2 for low, bit in zip(codes, high, strict=True))
         odd = (code.astype(jnp.int8) * 2 + 1 - self._levels.count for code in codes)
         return tuple(map(unpack.integers, odd))

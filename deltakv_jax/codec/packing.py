@@ -5,8 +5,8 @@ j + 16 in its high nibble. They are kept two to a word, the first in the low hal
 turns 16-bit numbers into matrix operands without taking them apart. Nibble p of all words of a row
 is a plane, and planes need no interleaving: q.x is the sum of the products of q's planes with x's.
 
-Codes in quarters lie further apart: word j of a row of d holds the codes j, j + d/4, j + d/2 and
-j + 3d/4, from its low end on, so that a plane is a quarter of the row.
+Codes in parts lie further apart: of p parts of a row of d, word j holds the codes j, j + d/p,
+j + 2d/p …, from its low end on, so that a plane is a part of the row.
 """
 
 import functools
@@ -69,28 +69,17 @@ def join_planes(*planes: Shaped[Array, "*lead words"]) -> Shaped[Array, "*lead d
 
 
 @typed
-def pack_quarters(codes: UInt8[Array, "*lead d"], bits: int) -> Shaped[Array, "*lead words"]:
-    """Packs codes of 4 bits in words of 16, and of 2 or 1 bits in bytes; 4 must divide d."""
-    word = jnp.uint16 if bits == 4 else jnp.uint8
-    quarters = jnp.split(codes.astype(word), PLANES, axis=-1)
-    shifted = (quarter << bits * place for place, quarter in enumerate(quarters))
-    return functools.reduce(jnp.bitwise_or, shifted)
+def pack_parts(codes: UInt8[Array, "*lead d"], count: int, bits: int) -> Shaped[Array, "*lead n"]:
+    """Packs the codes of so many bits of `count` equal parts of a row, one of each part to a word.
+
+    A word has count * bits bits, 8 or 16.
+    """
+    word = jnp.uint16 if count * bits == 16 else jnp.uint8
+    parts = jnp.split(codes.astype(word), count, axis=-1)
+    return functools.reduce(jnp.bitwise_or, (part << bits * i for i, part in enumerate(parts)))
 
 
 @typed
-def quarters(words: Shaped[Array, "*lead words"], bits: int) -> Planes:
-    """The codes of `pack_quarters`, in planes that are the quarters of the row."""
-    return tuple(words >> bits * place & (1 << bits) - 1 for place in range(PLANES))
-
-
-@typed
-def pack_halves(codes: UInt8[Array, "*lead d"]) -> UInt8[Array, "*lead bytes"]:
-    """Packs codes 0 … 15 two to a byte, the first half of the row in the low nibbles."""
-    low, high = jnp.split(codes, 2, axis=-1)
-    return low | high << 4
-
-
-@typed
-def halves(packed: UInt8[Array, "*lead bytes"]) -> UInt8[Array, "*lead d"]:
-    """The inverse of `pack_halves`."""
-    return jnp.concatenate([packed & 15, packed >> 4], axis=-1)
+def parts(words: Shaped[Array, "*lead n"], count: int, bits: int) -> Planes:
+    """The codes of `pack_parts`, in planes that are the parts of the row."""
+    return tuple(words >> bits * place & (1 << bits) - 1 for place in range(count))

@@ -23,7 +23,6 @@ from jaxtyping import Array, Float32, Int32
 from deltakv_jax.cache import ALONE, KVCache, Step, near_in, slots, window_of
 from deltakv_jax.codec import Format, KVSpec
 from deltakv_jax.codec.hadamard import rotate
-from deltakv_jax.codec.packing import PLANES
 from deltakv_jax.errors import UserError
 from deltakv_jax.typed import typed
 from deltakv_pallas.halves import unpacking
@@ -192,11 +191,11 @@ def _check_scales(side: Format, head_dim: int) -> None:
         head_dim != power_of_two(head_dim)
         and scales
         and not scales.widened
-        and scales.width > PLANES
+        and scales.width > side.planes
     ):
         raise UserError(
             f"the kernels read {side} with a head_dim that is a power of two or at most "
-            f"{PLANES} blocks, this model's is {head_dim}; attention by xla reads it"
+            f"{side.planes} blocks, this model's is {head_dim}; attention by xla reads it"
         )
 
 

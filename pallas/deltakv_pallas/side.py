@@ -16,8 +16,8 @@ from deltakv_pallas.lowering import load
 Refs = Mapping[str, Any]
 """References to leaves [l, b, k, rows, width], by name."""
 
-_LEAST = 64
-"""Values that a row is widened to: a quarter of it, a plane, is what a matrix unit takes."""
+_LEAST = 16
+"""Values that a plane is widened to, which a matrix unit takes."""
 
 
 def power_of_two(n: int) -> int:
@@ -53,7 +53,8 @@ class Side:
 
     def widened(self, width: int) -> int:
         """What so many numbers of a row take, once the row is as wide as Triton wants it."""
-        return width * max(_LEAST, power_of_two(self.head_dim)) // self.head_dim
+        least = _LEAST * self.format.planes
+        return width * max(least, power_of_two(self.head_dim)) // self.head_dim
 
     def columns(self) -> Planes:
         """int32 [w] for each plane: where its values lie among those of a head; -1 is padding."""
