@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32
 from rich.console import Console
 
 from deltakv_jax.cli import arguments
@@ -32,11 +33,10 @@ from deltakv_jax.evaluation.texts import Text, load_text
 from deltakv_jax.generation.saving import fingerprint
 from deltakv_jax.weights import LoadedModel, load_model
 from scripts.bench import results
-from scripts.bench.codecs import calibration, report, transforms
-from scripts.bench.codecs.candidates import FAMILIES, bands, candidates, ring
+from scripts.bench.codecs import calibration, report
+from scripts.bench.codecs.candidates import FAMILIES, candidates, known, ring
 from scripts.bench.codecs.measuring import Bench, all_chunks
 from scripts.bench.codecs.passes import Candidate
-from scripts.bench.codecs.sides import Known
 
 TEXTS = ("python-docs", "python-code")
 CALIBRATION_TOKENS = 40_000
@@ -66,13 +66,6 @@ def _measure(options: argparse.Namespace) -> None:
         if path:
             files.check_writable(path, name)
     loaded = load_model(arguments.model_path(options.model))
-    chosen = [
-        one
-        for one in candidates(options.only, loaded.config)
-        if not options.name or any(words in one.name for words in options.name)
-    ]
-    if not chosen:
-        raise UserError(f"no candidate's name has {' or '.join(options.name)}")
     done: list[report.Run] = []
 
     def keep(run: report.Run) -> None:
@@ -82,7 +75,7 @@ def _measure(options: argparse.Namespace) -> None:
 
     texts = [load_text(name) for name in options.text]
     for text, other in zip(texts, [*texts[1:], texts[0]], strict=True):
-        done.append(_run(loaded, text, other, chosen, options, keep))
+        done.append(_run(loaded, text, other, options, keep))
         _print(done[-1])
     if options.plot:
         report.save_plot(done, options.plot)
@@ -92,15 +85,16 @@ def _run(
     loaded: LoadedModel,
     text: Text,
     other: Text,
-    chosen: Sequence[Candidate],
     options: argparse.Namespace,
     keep: Callable[[report.Run], None],
 ) -> report.Run:
     """The figures of one text; `keep` is given what there is after each candidate."""
     chunks = all_chunks(loaded, text, options.ctx)
     measured = Chunks(chunks.tokens[: options.chunks], chunks.first, chunks.available)
-    known, learned = _known(loaded, text, other, options)
-    bench = Bench(loaded, measured, known)
+    tokens = _calibration(loaded, text, other, options)
+    moments = calibration.learn(loaded.model, tokens, ring(32)["window"])
+    learned = loaded.config, moments
+    bench = Bench(loaded, measured, known(learned))
     run = report.Run(
         model=loaded.name,
         weights=fingerprint(loaded.model)["weights_checksum"],
@@ -108,9 +102,9 @@ def _run(
         text_sha256=text.sha256,
         ctx=options.ctx,
         chunks=len(measured.tokens),
-        calibration=learned,
+        calibration=f"{other.name}, {len(tokens)} chunks",
     )
-    for candidate in chosen:
+    for candidate in _chosen(candidates(options.only, learned), options.name):
         figures = bench.measure(candidate, by_layer=options.by_layer)
         sys.stderr.write(f"{text.name}: {candidate.name} {figures.kld_mean:.5f}\n")
         run = dataclasses.replace(run, figures=(*run.figures, figures))
@@ -118,22 +112,23 @@ def _run(
     return run
 
 
-def _known(
+def _chosen(made: Sequence[Candidate], names: Sequence[str] | None) -> list[Candidate]:
+    chosen = [one for one in made if not names or any(words in one.name for words in names)]
+    if not chosen:
+        raise UserError(f"no candidate's name has {' or '.join(names or ())}")
+    return chosen
+
+
+def _calibration(
     loaded: LoadedModel, text: Text, other: Text, options: argparse.Namespace
-) -> tuple[Known, str]:
-    """What is learned, and of what."""
+) -> Int32[np.ndarray, "c t"]:
+    """The chunks to learn from."""
     tokens = all_chunks(loaded, other, options.ctx).tokens
     if other is text:
         tokens = tokens[options.chunks :]
-    tokens = tokens[: max(1, CALIBRATION_TOKENS // options.ctx)]
     if not len(tokens):
         raise UserError(f"{text.name} has no chunks left to learn from; give fewer --chunks")
-    learned = calibration.learn(loaded.model, np.asarray(tokens), ring(32)["window"])
-    known = calibration.known(learned)
-    for name, widths in bands(loaded.config.head_dim).items():
-        maps = transforms.karhunen_loeve(learned, name, widths)
-        known = {side: known[side] | maps[side] for side in known}
-    return known, f"{other.name}, {len(tokens)} chunks"
+    return tokens[: max(1, CALIBRATION_TOKENS // options.ctx)]
 
 
 def _print(run: report.Run) -> None:

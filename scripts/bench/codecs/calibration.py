@@ -20,7 +20,7 @@ from deltakv_jax.model import Llama
 from deltakv_jax.typed import typed
 from scripts.bench.codecs.passes import positions
 from scripts.bench.codecs.reading import NOTHING, Stored, Window, attend_mixed
-from scripts.bench.codecs.sides import SKIPPED, Known
+from scripts.bench.codecs.sides import SKIPPED
 
 
 class Moments(NamedTuple):
@@ -30,11 +30,13 @@ class Moments(NamedTuple):
       mean: of keys before RoPE, or of values.
       cov: second moment about it; of keys after RoPE.
       fisher: summed over a sequence's stored tokens, for one scored token.
+      far_fisher: the same where what is near is read exactly.
     """
 
     mean: Float32[np.ndarray, "l k d"]
     cov: Float32[np.ndarray, "l k i j"]
     fisher: Float32[np.ndarray, "l k i j"]
+    far_fisher: Float32[np.ndarray, "l k i j"]
 
 
 def learn(model: Llama, chunks: Int32[np.ndarray, "c t"], window: Window) -> dict[str, Moments]:
@@ -43,19 +45,21 @@ def learn(model: Llama, chunks: Int32[np.ndarray, "c t"], window: Window) -> dic
     Args:
       model: the weights.
       chunks: of the calibration text.
-      window: what is read exactly, so that errors there cost nothing.
+      window: what is near.
     """
     average = lambda made: jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *made)
     each = [chunk[None] for chunk in chunks]
     means = average([jax.device_get(_means(model, chunk)) for chunk in each])
     covs = average([jax.device_get(_covariances(model, chunk, means)) for chunk in each])
-    fisher = average(
-        [
-            jax.device_get(_fisher(model, chunk, jax.random.key(i), window=window))
-            for i, chunk in enumerate(each)
-        ]
-    )
-    return {side: Moments(means[side], covs[side], fisher[side]) for side in means}
+
+    def fisher(window: Window) -> dict[str, Any]:
+        seen = functools.partial(_fisher, model, window=window)
+        return average(
+            [jax.device_get(seen(chunk, jax.random.key(i))) for i, chunk in enumerate(each)]
+        )
+
+    near, far = fisher(NOTHING), fisher(window)
+    return {side: Moments(means[side], covs[side], near[side], far[side]) for side in means}
 
 
 @jax.jit
@@ -128,8 +132,3 @@ def _fisher(
     scored = b * (t - 1 - t // 2)
     square = lambda g: jnp.einsum("lbtki,lbtkj->lkij", g, g) / scored
     return {side: square(g) for side, g in gradients.items()}
-
-
-def known(moments: dict[str, Moments]) -> Known:
-    """The means, as sides look them up."""
-    return {side: {"mean": jnp.asarray(of_side.mean)} for side, of_side in moments.items()}

@@ -2,15 +2,23 @@
 
 Names say what is done: K and V alike unless they say otherwise, "K:" and "V:" pack that side alone
 and leave the other exact. A base of b bits is `base(b)`: mean of the channels off K before RoPE and
-off V, RoPE, Hadamard, cubic levels, an 8-bit scale for each 64 values. "ring N" keeps, beside the
-packed tokens, an enhancement of the last N and the first 4: 4-bit codes of what they are off.
+off V, RoPE, Hadamard, cubic levels, an 8-bit scale for each 64 values. A lean one needs no
+calibration: K's mean is that of the sequence's own first tokens, turned in steps of 16, and V has
+none. "ring N" keeps, beside the packed tokens, an enhancement of the last N and of the first 4:
+codes of what the packed ones are off.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
 
 from deltakv_jax.config import LlamaConfig
+from scripts.bench.codecs.allotment import allotted, costs
+from scripts.bench.codecs.calibration import Moments
+from scripts.bench.codecs.feedback import Feedback, feedback_rows
 from scripts.bench.codecs.groups import Delta, GroupMean, PerChannel, Predicted, Tiles
 from scripts.bench.codecs.passes import Candidate
 from scripts.bench.codecs.quantizers import (
@@ -23,7 +31,8 @@ from scripts.bench.codecs.quantizers import (
     levels_uniform,
 )
 from scripts.bench.codecs.reading import Window
-from scripts.bench.codecs.sides import Banded, Exact, Independent, Side
+from scripts.bench.codecs.sides import Banded, Exact, Independent, Known, Side
+from scripts.bench.codecs.transforms import karhunen_loeve
 from scripts.bench.codecs.trellis import Trellis
 
 EXACT = Exact(half=False)
@@ -41,6 +50,9 @@ TRIED = {
 }
 """Scales that the encoder tries, as `Scaled` has them."""
 
+STEP = 16
+"""Tokens that share one rotated mean, and those that it is made of where there is no other."""
+
 SEARCHED = tuple(0.9 + 0.05 * i for i in range(14))
 
 
@@ -52,6 +64,13 @@ def codes(bits: int, block: int = 64) -> Scaled:
 def base(bits: int, block: int = 64) -> Independent:
     """One side, packed at once."""
     return Independent(quantizer=codes(bits, block), mean="mean")
+
+
+def lean(name: str, bits: int, **rest) -> Candidate:
+    """Both sides without calibration."""
+    q = codes(bits)
+    keys = Independent(quantizer=q, own_mean=STEP, mean_step=STEP)
+    return Candidate(name=name, k=keys, v=Independent(quantizer=q), **rest)
 
 
 def ring(recent: int, bits: int = 4, sinks: int = SINKS) -> dict:
@@ -125,6 +144,9 @@ def means() -> Iterable[Candidate]:
     yield from alone(
         "own mean of 32, mean before", Independent(quantizer=q, own_mean=32, mean="mean")
     )
+    for step in (4, 8, 16, 32):
+        side = Independent(quantizer=q, mean="mean", mean_step=step)
+        yield Candidate(name=f"K: mean in steps of {step}", k=side, v=EXACT)
     for group in (32, 128):
         side = GroupMean(inner=Independent(quantizer=q), mean_quantizer=codes(4), group=group)
         for one in alone(f"mean of each group of {group}", side):
@@ -238,31 +260,85 @@ def widths() -> Iterable[Candidate]:
     yield both("base 2, ring 128 of 6 bits", base(2), **ring(128, 6))
     for k, v in ((3, 2), (2, 3), (4, 3), (3, 4), (4, 2), (2, 4)):
         yield Candidate(name=f"base {k}/{v}, ring 64", k=base(k), v=base(v), **ring(64))
-    own = lambda bits: Independent(quantizer=codes(bits), own_mean=16)
-    for bits in (2, 3, 4):
-        yield both(f"base {bits} of own mean, ring 64", own(bits), **ring(64))
     for bits in (2, 3, 4):
         side = Independent(quantizer=trellis(bits), mean="mean")
         yield both(f"trellis {bits}, ring 64", side, **ring(64))
 
 
-FAMILIES = {
-    "rivals": lambda config: rivals(),
-    "origins": origins,
-    "means": lambda config: means(),
-    "predictions": lambda config: predictions(),
-    "quantizers": lambda config: quantizers(),
-    "transforms": transforms,
-    "windows": lambda config: windows(),
-    "widths": lambda config: widths(),
+def budgets(moments: dict[str, Moments]) -> Iterable[Candidate]:
+    """Bits allotted to sides and layers by what their errors cost, against equal bits."""
+    for average, rest, name in (
+        (4.375, {}, ""),
+        (4.0, {}, ""),
+        (4.0, ring(64), ", ring 64"),
+        (3.0, ring(64), ", ring 64"),
+        (2.5, ring(64), ", ring 64"),
+    ):
+        bits = allotted(costs(moments, far=bool(rest)), average)
+        k, v = (tuple(base(int(b)) for b in side) for side in bits)
+        words = "".join(str(b) for b in bits.ravel())
+        note = f"bits of K by layer, then of V: {words}"
+        yield Candidate(name=f"allotted {average:g}{name}", k=k, v=v, note=note, **rest)
+    yield from alone("error feedback", Feedback(quantizer=codes(4)))
+
+
+def recommended() -> Iterable[Candidate]:
+    """What all this comes to, by bits."""
+    for bits, recent, added in (
+        (5, 64, 4),
+        (4, 128, 4),
+        (4, 64, 4),
+        (3, 128, 6),
+        (3, 128, 4),
+        (3, 64, 4),
+        (2, 192, 5),
+        (2, 128, 6),
+        (2, 64, 4),
+    ):
+        name = f"lean {bits}, ring {recent} of {added}"
+        yield lean(name, bits, **ring(recent, added))
+    for bits in (5, 4, 3, 2):
+        yield lean(f"lean {bits}", bits)
+    for block in (64, 32, 16):
+        stepped = Independent(quantizer=codes(4, block), mean="mean", mean_step=STEP)
+        name = f"base 4 in steps, scale per {block}"
+        yield Candidate(name=name, k=stepped, v=base(4, block))
+
+
+Learned = tuple[LlamaConfig, dict[str, Moments]]
+
+FAMILIES: dict[str, Callable[[Learned], Iterable[Candidate]]] = {
+    "rivals": lambda learned: rivals(),
+    "recommended": lambda learned: recommended(),
+    "origins": lambda learned: origins(learned[0]),
+    "means": lambda learned: means(),
+    "predictions": lambda learned: predictions(),
+    "quantizers": lambda learned: quantizers(),
+    "transforms": lambda learned: transforms(learned[0]),
+    "windows": lambda learned: windows(),
+    "widths": lambda learned: widths(),
+    "budgets": lambda learned: budgets(learned[1]),
 }
-"""What makes the candidates of each family for a model."""
+"""What makes the candidates of each family for a model and what was learned of it."""
 
 
-def candidates(families: Iterable[str], config: LlamaConfig) -> list[Candidate]:
+def candidates(families: Iterable[str], learned: Learned) -> list[Candidate]:
     """Those of the families, in order."""
     return [
         dataclasses.replace(one, family=family)
         for family in families
-        for one in FAMILIES[family](config)
+        for one in FAMILIES[family](learned)
     ]
+
+
+def known(learned: Learned) -> Known:
+    """What the sides look up: means, transforms and error feedback."""
+    config, moments = learned
+    found = {
+        side: {"mean": one.mean, "feedback": feedback_rows(one.fisher)}
+        for side, one in moments.items()
+    }
+    for name, widths in bands(config.head_dim).items():
+        maps = karhunen_loeve(moments, name, widths)
+        found = {side: found[side] | maps[side] for side in found}
+    return jax.tree.map(jnp.asarray, found)

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from deltakv_jax.codec.hadamard import rotate as hadamard
 from scripts.bench.codecs.quantizers import Asymmetric, stored_scale
-from scripts.bench.codecs.sides import Independent, Known, Quantizer, Rotation, unrotated
+from scripts.bench.codecs.sides import Independent, Known, Quantizer, Rotation
 
 
 def grouped(x: Array, interval: int) -> Array:
@@ -80,28 +80,35 @@ class Predicted:
 
     def read_back(self, x: Array, rope: Rotation, known: Known) -> Array:
         """The closed loop."""
-        mean = jnp.broadcast_to(known[self.mean] if self.mean else 0.0, x.shape)
-        inner, outer = (unrotated, rope) if self.before_rope else (rope, unrotated)
-        made, _ = self.coded(hadamard(inner(x - mean)))
-        return outer(hadamard(made)) + rope(mean)
+        made = hadamard(ungrouped(self._coded(x, rope, known)[0], x.shape[1]))
+        return (rope(made) if self.before_rope else made) + rope(self._mean(x, known))
 
     def bits(self, head_dim: int, ctx: int) -> float:
         """Codes and choices, in whole bits."""
         choice = (len(self.coefficients) - 1).bit_length()
         return self.quantizer.bits_per_value(head_dim) + choice / self.block
 
-    def coded(self, y: Array) -> tuple[Array, Array]:
-        """The reconstruction, and the index of each block's coefficient [n b g k blocks]."""
+    def choices(self, x: Array, rope: Rotation, known: Known) -> Array:
+        """How often each coefficient is chosen, [c]; first tokens of groups have no choice."""
+        chosen = self._coded(x, rope, known)[1][1:]
+        return jnp.stack([jnp.mean(chosen == i) for i in range(len(self.coefficients))])
+
+    def _mean(self, x: Array, known: Known) -> Array:
+        return jnp.broadcast_to(known[self.mean] if self.mean else 0.0, x.shape)
+
+    def _coded(self, x: Array, rope: Rotation, known: Known) -> tuple[Array, Array]:
+        """Tokens as they come back [n b g k d], and their choices [n b g k blocks]."""
 
         def step(carry: tuple[Array, Array, Array], x: Array):
             last, first, n = carry
             r, choice = self._token(x, jnp.where(n > 0, first if self.anchor else last, 0.0))
             return (r, jnp.where(n > 0, first, r), n + 1), (r, choice)
 
-        groups = grouped(y, self.interval)
+        residual = x - self._mean(x, known)
+        turned = residual if self.before_rope else rope(residual)
+        groups = grouped(hadamard(turned), self.interval)
         zero = jnp.zeros_like(groups[0])
-        _, (made, choices) = jax.lax.scan(step, (zero, zero, jnp.int32(0)), groups)
-        return ungrouped(made, y.shape[1]), choices
+        return jax.lax.scan(step, (zero, zero, jnp.int32(0)), groups)[1]
 
     def _token(self, x: Array, earlier: Array) -> tuple[Array, Array]:
         coefficients = jnp.array(self.coefficients).reshape(-1, *(1,) * x.ndim)
@@ -163,8 +170,8 @@ class Tiles:
         return Asymmetric(bits=self.bits_of_code, block=y.shape[-1])(y)
 
     def bits(self, head_dim: int, ctx: int) -> float:
-        """Codes; of a token scale, step and least value; of a tile's channel a scale."""
-        return self.bits_of_code + 48 / head_dim + 16 / self.tile
+        """Codes; a token's scale, which its step takes in, and least value; a channel's scale."""
+        return self.bits_of_code + 32 / head_dim + 16 / self.tile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from deltakv_jax.evaluation.scoring import score
 from deltakv_jax.evaluation.texts import Text
 from deltakv_jax.weights import LoadedModel
 from scripts.bench.codecs.candidates import EXACT, both
-from scripts.bench.codecs.passes import Candidate, hidden_states, layer_squares
-from scripts.bench.codecs.sides import Known
+from scripts.bench.codecs.groups import Predicted
+from scripts.bench.codecs.passes import Candidate, hidden_states, layer_choices, layer_squares
+from scripts.bench.codecs.sides import Known, Side
 
 BASE = both("f32", EXACT)
 CONTEXTS = (512, 2048, 8192)
@@ -37,6 +38,8 @@ class Figures:
       delta_ln_ppl, delta_ln_ppl_stderr: paired.
       delta_ln_ppl_low, delta_ln_ppl_high: its 95 % interval, by resampling chunks; None for one.
       k_errors, v_errors, output_errors: of each layer, relative; None where not asked for.
+      k_choices, v_choices: of each layer, how often each coefficient is chosen; None where there is
+        nothing to choose.
     """
 
     family: str
@@ -56,6 +59,8 @@ class Figures:
     k_errors: tuple[float, ...] | None = None
     v_errors: tuple[float, ...] | None = None
     output_errors: tuple[float, ...] | None = None
+    k_choices: tuple[tuple[float, ...], ...] | None = None
+    v_choices: tuple[tuple[float, ...], ...] | None = None
 
 
 def all_chunks(loaded: LoadedModel, text: Text, ctx: int) -> Chunks:
@@ -101,6 +106,8 @@ class Bench:
             delta_ln_ppl_low=low,
             delta_ln_ppl_high=high,
             **(self._layer_errors(candidate) if by_layer else {}),
+            k_choices=self._choices("k", candidate.k),
+            v_choices=self._choices("v", candidate.v),
         )
 
     def _scores(self, candidate: Candidate) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -117,6 +124,15 @@ class Bench:
     def _hidden(self, candidate: Candidate) -> Iterator[jax.Array]:
         run = functools.partial(hidden_states, self._loaded.model, candidate=candidate)
         return (chunk for batch in self._batches for chunk in run(batch, self._known))
+
+    def _choices(
+        self, name: str, side: Side | tuple[Side, ...]
+    ) -> tuple[tuple[float, ...], ...] | None:
+        if not isinstance(side, Predicted):
+            return None
+        run = functools.partial(layer_choices, self._loaded.model, side=side, name=name)
+        shares = [np.asarray(run(batch, self._known)) for batch in self._batches]
+        return tuple(map(tuple, np.mean(shares, axis=0).tolist()))
 
     def _layer_errors(self, candidate: Candidate) -> dict[str, tuple[float, ...]]:
         run: Callable = functools.partial(layer_squares, self._loaded.model, candidate=candidate)

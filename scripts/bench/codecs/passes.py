@@ -10,6 +10,7 @@ from jaxtyping import Array, Float32, Int32
 from deltakv_jax.attention import RopeTables, apply_rope
 from deltakv_jax.model import Llama
 from deltakv_jax.typed import typed
+from scripts.bench.codecs.groups import Predicted
 from scripts.bench.codecs.reading import NOTHING, Stored, Window, attend_mixed
 from scripts.bench.codecs.sides import Known, Quantizer, Rotation, Side, unrotated
 
@@ -121,6 +122,24 @@ def layer_squares(
         return exact, squares.at[layer].set(sums)
 
     empty = jnp.zeros((model.config.layers, 3, 2))
+    return model.hidden(tokens, positions(tokens), empty, attend=attend)[1]
+
+
+@functools.partial(jax.jit, static_argnames=("side", "name"))
+@typed
+def layer_choices(
+    model: Llama, tokens: Int32[Array, "b t"], known: Known, *, side: Predicted, name: str
+) -> Float32[Array, "l c"]:
+    """How often each coefficient is chosen in each layer of the exact model, for K or for V."""
+
+    def attend(layer: Array, q: Array, k: Array, v: Array, rope: RopeTables, shares: Array):
+        turn = functools.partial(apply_rope, tables=rope)
+        of_layer = jax.tree.map(lambda leaf: leaf[layer], known[name])
+        found = side.choices(*((k, turn) if name == "k" else (v, unrotated)), of_layer)
+        exact = attend_mixed(turn(q), *(Stored(x, x, NOTHING) for x in (turn(k), v)))
+        return exact, shares.at[layer].set(found)
+
+    empty = jnp.zeros((model.config.layers, len(side.coefficients)))
     return model.hidden(tokens, positions(tokens), empty, attend=attend)[1]
 
 

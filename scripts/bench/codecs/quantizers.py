@@ -103,18 +103,28 @@ class Scaled:
 
     def __call__(self, x: Array) -> Array:
         """The round trip of [*lead, d]."""
+        return self._searched(x)[1].reshape(x.shape)
+
+    def best_scale(self, x: Array) -> Array:
+        """The scale of each block, [*lead, blocks]."""
+        return self._searched(x)[0][..., 0]
+
+    def _searched(self, x: Array) -> tuple[Array, Array]:
+        """Scales [*lead, blocks, 1] and blocks [*lead, blocks, block] as they come back."""
         parts = _parts(x, self.block)
         largest = jnp.max(jnp.abs(parts), axis=-1, keepdims=True) / self.levels[-1]
-        best, error = parts, jnp.full(largest.shape, jnp.inf)
+        best, made, error = largest, parts, jnp.full(largest.shape, jnp.inf)
         for multiple in self.tried:
             scale = jnp.maximum(stored_scale(largest / multiple, self.scale), _SMALLEST)
-            made = self.round_trip(parts / scale) * scale
-            its = jnp.sum((made - parts) ** 2, axis=-1, keepdims=True)
-            best, error = jnp.where(its < error, made, best), jnp.minimum(its, error)
-        return best.reshape(x.shape)
+            its = self.round_trip(parts / scale) * scale
+            worse = jnp.sum((its - parts) ** 2, axis=-1, keepdims=True)
+            better = worse < error
+            best, made = jnp.where(better, scale, best), jnp.where(better, its, made)
+            error = jnp.minimum(worse, error)
+        return best, made
 
     def round_trip(self, x: Array) -> Array:
-        """Of blocks [*lead, block] of scale 1."""
+        """Of values of scale 1."""
         return nearest(x, self.levels)
 
 

@@ -80,6 +80,8 @@ class Independent:
       mean: the name of the channels' mean, taken off before RoPE; None for none.
       own_mean: tokens of the sequence itself whose mean is taken off those behind them, the first
         `SKIPPED` left out; 0 for none. Before them stands `mean`.
+      mean_step: tokens that share one rotated mean, the average over them: what is then read of the
+        mean is one product for so many tokens.
       map: "hadamard", or the name of a calibrated pair of matrices, NAME_to and NAME_from.
       before_rope: the codes are of values before RoPE.
     """
@@ -87,6 +89,7 @@ class Independent:
     quantizer: Quantizer
     mean: str | None = None
     own_mean: int = 0
+    mean_step: int = 1
     map: str | None = "hadamard"
     before_rope: bool = False
 
@@ -94,8 +97,10 @@ class Independent:
         """Codes of the residual, and the exact mean."""
         mean = self._mean(x, known)
         to, back = _maps(self.map, known)
-        inner, outer = (unrotated, rope) if self.before_rope else (rope, unrotated)
-        return outer(back(self.quantizer(to(inner(x - mean))))) + rope(mean)
+        if self.before_rope:
+            return rope(back(self.quantizer(to(x - mean))) + mean)
+        turned = _averaged(rope(mean), self.mean_step)
+        return back(self.quantizer(to(rope(x) - turned))) + turned
 
     def bits(self, head_dim: int, ctx: int) -> float:
         """Codes, and the mean in float16 where it is the sequence's own."""
@@ -108,6 +113,14 @@ class Independent:
         own = jnp.mean(x[:, SKIPPED : self.own_mean], axis=1, keepdims=True)
         behind = jnp.arange(x.shape[1])[:, None, None] >= self.own_mean
         return jnp.where(behind, own.astype(jnp.float16).astype(jnp.float32), mean)
+
+
+def _averaged(x: Array, step: int) -> Array:
+    """Each token's x [b t k d] is the average of the `step` tokens that it is among."""
+    b, t, k, d = x.shape
+    groups = jnp.pad(x, ((0, 0), (0, -t % step), (0, 0), (0, 0)), mode="edge")
+    groups = groups.reshape(b, -1, step, k, d)
+    return jnp.repeat(jnp.mean(groups, axis=2), step, axis=1)[:, :t]
 
 
 SKIPPED = 4

@@ -45,7 +45,7 @@ def _one(
 
 def karhunen_loeve(moments: dict[str, Moments], name: str, widths: tuple[int, ...]) -> Known:
     """The maps NAME_to and NAME_from of both sides, float32 [l k d d]."""
-    found = {}
+    found: Known = {}
     for side, of_side in moments.items():
         layers, heads = of_side.cov.shape[:2]
         pairs = [
