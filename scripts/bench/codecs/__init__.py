@@ -1,0 +1,1 @@
+"""Simulated caches: candidates, what reads them, and what they cost a model."""

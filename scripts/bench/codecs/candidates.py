@@ -1,0 +1,344 @@
+"""All simulated caches by name: rivals, the tools one at a time, and what they come to together.
+
+Names say what is done: K and V alike unless they say otherwise, "K:" and "V:" pack that side alone
+and leave the other exact. A base of b bits is `base(b)`: mean of the channels off K before RoPE and
+off V, RoPE, Hadamard, cubic levels, an 8-bit scale for each 64 values. A lean one needs no
+calibration: K's mean is that of the sequence's own first tokens, turned in steps of 16, and V has
+none. "ring N" keeps, beside the packed tokens, an enhancement of the last N and of the first 4:
+codes of what the packed ones are off.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+
+from deltakv_jax.config import LlamaConfig
+from scripts.bench.codecs.allotment import allotted, costs
+from scripts.bench.codecs.calibration import Moments
+from scripts.bench.codecs.feedback import Feedback, feedback_rows
+from scripts.bench.codecs.groups import Delta, GroupMean, PerChannel, Predicted, Tiles
+from scripts.bench.codecs.passes import Candidate
+from scripts.bench.codecs.quantizers import (
+    Asymmetric,
+    LlamaCpp,
+    Normed,
+    Scaled,
+    levels_cubic,
+    levels_normal,
+    levels_uniform,
+)
+from scripts.bench.codecs.reading import Window
+from scripts.bench.codecs.sides import Banded, Exact, Independent, Known, Side
+from scripts.bench.codecs.transforms import karhunen_loeve
+from scripts.bench.codecs.trellis import Trellis
+
+EXACT = Exact(half=False)
+SINKS = 4
+
+BENDS = {2: 0.0, 3: 0.03, 4: 0.007, 5: 0.0015, 6: 0.0004}
+"""Of the cubic levels of each width of codes, for blocks of 64 normal values."""
+
+TRIED = {
+    2: (1.0, 1.3, 1.6, 1.9, 2.2),
+    3: (0.85, 1.05, 1.25, 1.45, 1.65),
+    4: (0.85, 0.95, 1.05, 1.15, 1.25),
+    5: (0.85, 0.95, 1.05, 1.15, 1.25),
+    6: (0.85, 0.95, 1.05, 1.15),
+}
+"""Scales that the encoder tries, as `Scaled` has them."""
+
+STEP = 16
+"""Tokens that share one rotated mean, and those that it is made of where there is no other."""
+
+SEARCHED = tuple(0.9 + 0.05 * i for i in range(14))
+
+
+def codes(bits: int, block: int = 64) -> Scaled:
+    """The quantiser of the recommended formats."""
+    return Scaled(levels=levels_cubic(2**bits, BENDS[bits]), block=block, tried=TRIED[bits])
+
+
+def base(bits: int, block: int = 64) -> Independent:
+    """One side, packed at once."""
+    return Independent(quantizer=codes(bits, block), mean="mean")
+
+
+def lean(name: str, bits: int, **rest) -> Candidate:
+    """Both sides without calibration."""
+    q = codes(bits)
+    keys = Independent(quantizer=q, own_mean=STEP, mean_step=STEP)
+    return Candidate(name=name, k=keys, v=Independent(quantizer=q), **rest)
+
+
+def ring(recent: int, bits: int = 4, sinks: int = SINKS) -> dict:
+    """The enhancement of the last tokens, as arguments of a candidate."""
+    window = Window(recent=recent, sliding=True, sinks=sinks, bits=bits + 8 / 64)
+    return {"window": window, "enhancement": Scaled(levels=levels_uniform(2**bits))}
+
+
+def both(name: str, side: Side | tuple[Side, ...], **rest) -> Candidate:
+    """K and V alike."""
+    return Candidate(name=name, k=side, v=side, **rest)
+
+
+def alone(name: str, side: Side, **rest) -> list[Candidate]:
+    """K by itself, and V by itself."""
+    return [
+        Candidate(name=f"K: {name}", k=side, v=EXACT, **rest),
+        Candidate(name=f"V: {name}", k=EXACT, v=side, **rest),
+    ]
+
+
+def rivals() -> Iterable[Candidate]:
+    """What others store, and the published scheme."""
+    q4_0 = LlamaCpp(bits=4)
+    plain = functools.partial(Independent, map=None)
+    yield both("f16", Exact())
+    for bits in (8, 5, 4):
+        yield both(f"q{bits}_0", plain(quantizer=LlamaCpp(bits=bits)))
+    yield both("q4_0:rotate", Independent(quantizer=q4_0))
+    for interval in (16, 32, 64):
+        yield both(f"delta:interval={interval}", Delta(quantizer=q4_0, interval=interval))
+    for bits, recent in ((4, 32), (4, 128), (2, 32), (2, 128)):
+        yield _kivi(bits, recent)
+    for bits in (4, 3):
+        yield both(f"TurboQuant-like {bits}", Independent(quantizer=Normed(bits=bits)))
+    for k, v in ((4, 4), (4, 2)):
+        tiles = Tiles(bits_of_code=k), Tiles(bits_of_code=v)
+        window = Window(recent=tiles[0].tile)
+        yield Candidate(name=f"KVarN-like {k}/{v}", k=tiles[0], v=tiles[1], window=window)
+
+
+def _kivi(bits: int, recent: int) -> Candidate:
+    values = Independent(quantizer=Asymmetric(bits=bits), map=None)
+    return Candidate(
+        name=f"KIVI-like {bits}, window {recent}",
+        k=PerChannel(bits_of_code=bits),
+        v=values,
+        window=Window(recent=recent),
+        v_window=Window(recent=recent, sliding=True),
+    )
+
+
+def origins(config: LlamaConfig) -> Iterable[Candidate]:
+    """Where the divergence comes from: one side, one layer at a time."""
+    rotate = Independent(quantizer=LlamaCpp(bits=4))
+    yield from alone("q4_0:rotate", rotate)
+    none = (EXACT,) * config.layers
+    for layer in range(config.layers):
+        sides = (*none[:layer], rotate, *none[layer + 1 :])
+        yield Candidate(name=f"K: q4_0:rotate, layer {layer}", k=sides, v=none)
+        yield Candidate(name=f"V: q4_0:rotate, layer {layer}", k=none, v=sides)
+
+
+def means() -> Iterable[Candidate]:
+    """What is taken off the channels before RoPE."""
+    q = codes(4)
+    yield from alone("no mean", Independent(quantizer=q))
+    yield from alone("mean", Independent(quantizer=q, mean="mean"))
+    for tokens in (16, 32, 64):
+        yield from alone(f"own mean of {tokens}", Independent(quantizer=q, own_mean=tokens))
+    yield from alone(
+        "own mean of 32, mean before", Independent(quantizer=q, own_mean=32, mean="mean")
+    )
+    for step in (4, 8, 16, 32):
+        side = Independent(quantizer=q, mean="mean", mean_step=step)
+        yield Candidate(name=f"K: mean in steps of {step}", k=side, v=EXACT)
+    for group in (32, 128):
+        side = GroupMean(inner=Independent(quantizer=q), mean_quantizer=codes(4), group=group)
+        for one in alone(f"mean of each group of {group}", side):
+            yield dataclasses.replace(one, note="look-ahead without a window: not cache-true")
+
+
+def predictions() -> Iterable[Candidate]:
+    """Inter prediction, about the mean and without it, K and V by themselves."""
+    q = Scaled(levels=levels_uniform(16), block=32, tried=SEARCHED)
+    make = functools.partial(Predicted, quantizer=q)
+    yield from alone("intra", Independent(quantizer=q, mean="mean"))
+    yield from alone("intra, no mean", Independent(quantizer=q))
+    yield from alone("intra, before RoPE", Independent(quantizer=q, mean="mean", before_rope=True))
+    some = {"1": (1.0,), "0 or 1": (0.0, 1.0), "0, 1/2 or 1": (0.0, 0.5, 1.0)}
+    for name, coefficients in some.items():
+        yield from alone(name, make(coefficients=coefficients))
+        yield from alone(f"{name}, no mean", make(coefficients=coefficients, mean=None))
+    three = some["0, 1/2 or 1"]
+    yield from alone("-1/2, 0 or 1/2", make(coefficients=(-0.5, 0.0, 0.5)))
+    yield from alone("0, 1/2 or 1 by energy", make(coefficients=three, by_energy=True))
+    yield from alone("0, 1/2 or 1 of the anchor", make(coefficients=three, anchor=True))
+    yield from alone("0, 1/2 or 1 before RoPE", make(coefficients=three, before_rope=True))
+
+
+def quantizers() -> Iterable[Candidate]:
+    """Levels, scales, blocks and frames; everything packed at once."""
+    make = functools.partial(Independent, mean="mean")
+    some = {
+        "q4_0": LlamaCpp(bits=4),
+        "uniform, largest, f16 per 32": Scaled(levels=levels_uniform(16), block=32, scale="f16"),
+        "uniform, searched, f16 per 32": _uniform(32, "f16"),
+        "uniform, searched, e5m3 per 32": _uniform(32),
+        "uniform, searched, e5m3 per 64": _uniform(64),
+        "cubic, largest, e5m3 per 64": Scaled(levels=levels_cubic(16, BENDS[4]), tried=(1.05,)),
+        "cubic, searched, e5m3 per 64": codes(4),
+        "cubic, searched, e5m3 per 32": codes(4, 32),
+        "cubic, searched, e5m3 per 16": codes(4, 16),
+        "Lloyd-Max, searched, e5m3 per 64": Scaled(levels=levels_normal(16), tried=SEARCHED),
+        "trellis, e5m3 per 64": trellis(4),
+        "trellis, e5m3 per 32": trellis(4, 32),
+    }
+    for name, quantizer in some.items():
+        yield both(name, make(quantizer=quantizer))
+    yield both("cubic, e5m3 per 64, no Hadamard", make(quantizer=codes(4), map=None))
+    yield both("cubic, e5m3 per 32, no Hadamard", make(quantizer=codes(4, 32), map=None))
+
+
+def _uniform(block: int, scale: str = "e5m3") -> Scaled:
+    return Scaled(levels=levels_uniform(16), block=block, scale=scale, tried=SEARCHED)
+
+
+def trellis(bits: int, block: int = 64) -> Trellis:
+    """Trellis-coded quantisation with levels for normal values."""
+    levels = levels_normal(2 ** (bits + 1))
+    tried = {2: (0.9, 1.15, 1.4, 1.65), 3: (0.85, 1.0, 1.15, 1.3), 4: (0.8, 0.9, 1.0, 1.1)}
+    return Trellis(levels=levels, block=block, tried=tried[bits])
+
+
+def bands(head_dim: int) -> dict[str, tuple[int, ...]]:
+    """The widths of the bands of each fitted transform."""
+    half, quarter = head_dim // 2, head_dim // 4
+    return {
+        "klt": (head_dim,),
+        "klt in halves": (half, half),
+        "klt in three": (quarter, half, quarter),
+    }
+
+
+def transforms(config: LlamaConfig) -> Iterable[Candidate]:
+    """Fitted transforms with equal bits, and with more of them where they count."""
+    bits = {"klt": (4,), "klt in halves": (5, 3), "klt in three": (5, 4, 3)}
+    some = {
+        name: Banded(
+            bands=tuple(
+                (width, codes(b, min(32, width)))
+                for width, b in zip(widths, bits[name], strict=True)
+            )
+        )
+        for name, widths in bands(config.head_dim).items()
+    }
+    yield from alone("Hadamard, 4", base(4, 32))
+    for name, quantizer in some.items():
+        yield from alone(name, Independent(quantizer=quantizer, mean="mean", map=name))
+
+
+def windows() -> Iterable[Candidate]:
+    """Open groups and rings, in 16 bits and as an enhancement, over 4-bit codes."""
+    four = base(4)
+    yield both("base 4", four)
+    for sinks in (1, 4, 16):
+        yield both(f"base 4, sinks {sinks}", four, window=Window(sinks=sinks))
+    for recent in (16, 32, 64, 128):
+        window = Window(recent=recent, sinks=SINKS)
+        yield both(f"base 4, open group {recent}", four, window=window)
+        window = dataclasses.replace(window, sliding=True)
+        yield both(f"base 4, last {recent}", four, window=window)
+    for recent in (16, 32, 64, 96, 128, 256):
+        yield both(f"base 4, ring {recent}", four, **ring(recent))
+    for bits in (3, 5, 6):
+        yield both(f"base 4, ring 64 of {bits} bits", four, **ring(64, bits))
+    yield both("base 4, ring 64, no sinks", four, **ring(64, sinks=0))
+
+
+def widths() -> Iterable[Candidate]:
+    """Bits of codes, with and without a ring."""
+    for bits in (2, 3, 5):
+        yield both(f"base {bits}", base(bits))
+    for bits in (2, 3, 5):
+        yield both(f"base {bits}, ring 64", base(bits), **ring(64))
+        yield both(f"base {bits}, ring 128", base(bits), **ring(128))
+    yield both("base 2, ring 128 of 6 bits", base(2), **ring(128, 6))
+    for k, v in ((3, 2), (2, 3), (4, 3), (3, 4), (4, 2), (2, 4)):
+        yield Candidate(name=f"base {k}/{v}, ring 64", k=base(k), v=base(v), **ring(64))
+    for bits in (2, 3, 4):
+        side = Independent(quantizer=trellis(bits), mean="mean")
+        yield both(f"trellis {bits}, ring 64", side, **ring(64))
+
+
+def budgets(moments: dict[str, Moments]) -> Iterable[Candidate]:
+    """Bits allotted to sides and layers by what their errors cost, against equal bits."""
+    for average, rest, name in (
+        (4.375, {}, ""),
+        (4.0, {}, ""),
+        (4.0, ring(64), ", ring 64"),
+        (3.0, ring(64), ", ring 64"),
+        (2.5, ring(64), ", ring 64"),
+    ):
+        bits = allotted(costs(moments, far=bool(rest)), average)
+        k, v = (tuple(base(int(b)) for b in side) for side in bits)
+        words = "".join(str(b) for b in bits.ravel())
+        note = f"bits of K by layer, then of V: {words}"
+        yield Candidate(name=f"allotted {average:g}{name}", k=k, v=v, note=note, **rest)
+    yield from alone("error feedback", Feedback(quantizer=codes(4)))
+
+
+def recommended() -> Iterable[Candidate]:
+    """What all this comes to, by bits."""
+    for bits, recent, added in (
+        (5, 64, 4),
+        (4, 128, 4),
+        (4, 64, 4),
+        (3, 128, 6),
+        (3, 128, 4),
+        (3, 64, 4),
+        (2, 192, 5),
+        (2, 128, 6),
+        (2, 64, 4),
+    ):
+        name = f"lean {bits}, ring {recent} of {added}"
+        yield lean(name, bits, **ring(recent, added))
+    for bits in (5, 4, 3, 2):
+        yield lean(f"lean {bits}", bits)
+    for block in (64, 32, 16):
+        stepped = Independent(quantizer=codes(4, block), mean="mean", mean_step=STEP)
+        name = f"base 4 in steps, scale per {block}"
+        yield Candidate(name=name, k=stepped, v=base(4, block))
+
+
+Learned = tuple[LlamaConfig, dict[str, Moments]]
+
+FAMILIES: dict[str, Callable[[Learned], Iterable[Candidate]]] = {
+    "rivals": lambda learned: rivals(),
+    "recommended": lambda learned: recommended(),
+    "origins": lambda learned: origins(learned[0]),
+    "means": lambda learned: means(),
+    "predictions": lambda learned: predictions(),
+    "quantizers": lambda learned: quantizers(),
+    "transforms": lambda learned: transforms(learned[0]),
+    "windows": lambda learned: windows(),
+    "widths": lambda learned: widths(),
+    "budgets": lambda learned: budgets(learned[1]),
+}
+"""What makes the candidates of each family for a model and what was learned of it."""
+
+
+def candidates(families: Iterable[str], learned: Learned) -> list[Candidate]:
+    """Those of the families, in order."""
+    return [
+        dataclasses.replace(one, family=family)
+        for family in families
+        for one in FAMILIES[family](learned)
+    ]
+
+
+def known(learned: Learned) -> Known:
+    """What the sides look up: means, transforms and error feedback."""
+    config, moments = learned
+    found = {
+        side: {"mean": one.mean, "feedback": feedback_rows(one.fisher)}
+        for side, one in moments.items()
+    }
+    for name, widths in bands(config.head_dim).items():
+        maps = karhunen_loeve(moments, name, widths)
+        found = {side: found[side] | maps[side] for side in found}
+    return jax.tree.map(jnp.asarray, found)
