@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int32
 
 from deltakv_jax.attention import RopeTables, attend
-from deltakv_jax.cache import KVCache, advance, read
+from deltakv_jax.attention.centre import read_values
+from deltakv_jax.attention.rope import inverse_frequencies
+from deltakv_jax.cache import KVCache, advance
 from deltakv_jax.codec import KVSpec, parse_spec
 from deltakv_jax.evaluation.scoring import cut_in_pieces
 from deltakv_jax.generation.steps import empty_cache
@@ -64,7 +66,9 @@ def layer_squares(
 
         empty = _Beside(exact, caches, jnp.zeros((len(specs), layers, 2)))
         beside, _ = jax.lax.scan(feed, empty, cut_in_pieces(tokens.reshape(ctx), piece))
-        stored = jax.lax.map(lambda layer: _stored_squares(layer, beside), jnp.arange(layers))
+        inverse = jnp.asarray(inverse_frequencies(model.config))
+        of_layer = lambda layer: _stored_squares(layer, inverse, beside)
+        stored = jax.lax.map(of_layer, jnp.arange(layers))
         stored = jnp.moveaxis(stored, 0, 1)
         squares = jnp.concatenate([stored, beside.squares[:, :, None]], axis=2)
         return on.reduce(squares).reshape(*tokens.shape[:-1], *squares.shape)
@@ -98,11 +102,12 @@ def _attend_beside(
     return want, _Beside(exact, caches, beside.squares.at[:, layer].add(sums))
 
 
-def _stored_squares(layer: Array, beside: _Beside) -> Array:
-    """Of K and V as they lie in the full caches: [f 2 2]."""
-    exact = read(beside.exact, layer)
+def _stored_squares(layer: Array, inverse: Array, beside: _Beside) -> Array:
+    """Of K and V as they are packed in the full caches: [f 2 2]."""
+    values = lambda cache: read_values(cache, layer, inverse)
+    exact = values(beside.exact)
     of_cache = lambda cache: jnp.stack(
-        [_squares(*pair, True) for pair in zip(read(cache, layer), exact, strict=True)]
+        [_squares(*pair, True) for pair in zip(values(cache), exact, strict=True)]
     )
     return jnp.stack([of_cache(cache) for cache in beside.caches])
 

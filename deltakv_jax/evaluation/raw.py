@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from deltakv_jax.attention import RopeTables, apply_rope
+from deltakv_jax.attention.centre import read_values, take_off
 from deltakv_jax.attention.reference import attend_values
-from deltakv_jax.cache import KVCache, read, write
+from deltakv_jax.cache import KVCache, write
 from deltakv_jax.typed import typed
 
 
@@ -25,11 +26,16 @@ def attend_raw(
     *,
     counts: Int32[Array, " b"],
 ) -> tuple[Float[Array, "b t h d"], KVCache]:
-    """As `attention.attend`, but tokens of this call are read as they came, not as stored."""
-    keys = apply_rope(k.astype(jnp.float32), rope)
-    stored = read(cache, layer)
-    cache = write(cache, layer, keys, v, counts)
-    seen = (_overlaid(*pair, rope.positions) for pair in zip(stored, (keys, v), strict=True))
+    """As `attention.attend`, but tokens of this call are read as they came, not as stored.
+
+    Those before it are read as they are packed, without refinements.
+    """
+    k, v = k.astype(jnp.float32), v.astype(jnp.float32)
+    stored = read_values(cache, layer, rope.inverse)
+    k_left, v_left, *_ = take_off(cache, layer, k, v, rope.inverse)
+    cache = write(cache, layer, apply_rope(k_left, rope), v_left, counts)
+    new = apply_rope(k, rope), v
+    seen = (_overlaid(*pair, rope.positions) for pair in zip(stored, new, strict=True))
     queries = apply_rope(q.astype(jnp.float32), rope)
     return attend_values(queries, rope.positions, *seen).astype(q.dtype), cache
 
@@ -37,4 +43,4 @@ def attend_raw(
 def _overlaid(stored: Array, new: Array, positions: Array) -> Array:
     """`stored` [b k s d] with `new` [b t k d] at its positions [b t]; beyond s they are dropped."""
     rows = jnp.arange(len(new))[:, None]
-    return stored.at[rows, :, positions].set(new.astype(jnp.float32), mode="drop")
+    return stored.at[rows, :, positions].set(new, mode="drop")
