@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 Progress = Callable[[int], None]
 Program = Callable[[Llama, jax.Array], jax.Array]
-DEFAULT_FORMATS = ("f16", "q8_0", "q4_0", "q4_0:rotate", "delta")
+DEFAULT_FORMATS = ("f16", "q8_0", "q4_0", "q4_0:rotate", "delta", "layered")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ def test_tiny1m_f32_and_q4_0(tiny1m, shared):
         assert rows[kv].same_top == pytest.approx(want["same_top"], abs=0.01)
 
 
-BOUNDS = {"f32": 1e-5, "f16": 1e-5, "q8_0": 1e-4, "q4_0": 1e-3, "delta": 3e-3}
+BOUNDS = {"f32": 1e-5, "f16": 1e-5, "q8_0": 1e-4, "q4_0": 1e-3, "delta": 3e-3, "layered": 1e-3}
 """Differences in ln(perplexity) over 40 chunks. One float32 sum in another order flips a code now
 and then, and each flip draws the noise of quantisation anew."""
 
@@ -83,3 +83,12 @@ def test_both_routes_give_the_same_perplexity_on_a_few_chunks(tiny1m, shared):
     """The noise of 2 chunks is sqrt(20) times that of 40."""
     got = largest_difference(tiny1m, shared, "f32", "delta", chunks=2)
     assert got < math.sqrt(20)
+
+
+@pytest.mark.slow
+def test_what_is_read_refined_is_nearly_exact(tiny1m, shared):
+    """At fewer bits than `q4_0:rotate` in a long context: a share of what that diverges."""
+    kinds = {"layered": 1 / 8, "layered:bits=3": 1 / 2, "layered:bits=2:window=128": 2}
+    rows = run(tiny1m, shared, "f32", "q4_0:rotate", *kinds, ctx=256, chunks=40)
+    for kind, share in kinds.items():
+        assert rows[kind].kld_mean < share * rows["q4_0:rotate"].kld_mean, kind

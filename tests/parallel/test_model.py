@@ -68,8 +68,11 @@ def fill(caches: tuple[KVCache, ...], k: jax.Array, v: jax.Array) -> tuple[KVCac
 @pytest.mark.parametrize(
     "kinds",
     [
-        ("q8_0/q4_0:rotate", "f16/delta:interval=16"),
-        pytest.param(("f32/bf16", "q4_0/delta:rotate:interval=6"), marks=pytest.mark.slow),
+        ("q8_0/layered:window=9:sinks=2", "f16/delta:interval=16"),
+        pytest.param(
+            ("f32/bf16", "q4_0:rotate/delta:rotate:interval=6", "layered:bits=3"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_equal_keys_and_values_give_equal_bytes_in_every_format(kinds):
@@ -86,7 +89,7 @@ def test_equal_keys_and_values_give_equal_bytes_in_every_format(kinds):
 
 
 NO_TOKENIZER: Any = None
-BOUNDS = {"f32": 1e-5, "f16": 1e-5, "q8_0": 1e-4, "q4_0": 1e-3, "delta": 3e-3}
+BOUNDS = {"f32": 1e-5, "f16": 1e-5, "q8_0": 1e-4, "q4_0": 1e-3, "delta": 3e-3, "layered": 1e-3}
 
 
 def log_perplexities(specs: tuple[str, ...], mesh) -> np.ndarray:
