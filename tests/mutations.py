@@ -314,6 +314,73 @@ FAULTS = (
         "tests/pallas/test_decode.py::test_every_format_at_every_length"
         "[delta:interval=128/delta:rotate:interval=4-vector]",
     ),
+    Fault(
+        "the window is one token too long",
+        "deltakv_jax/cache/near.py",
+        (("recent = s > t - self.window", "recent = s >= t - self.window"),),
+        "tests/attention/test_near.py::test_each_query_reads_its_own_window[layered:window=16:sinks=3]",
+    ),
+    Fault(
+        "a sink inside the window counts twice",
+        "deltakv_jax/cache/near.py",
+        (("(is_sink != recent)", "(is_sink | recent)"),),
+        "tests/attention/test_near.py::test_each_query_reads_its_own_window[layered:window=16:sinks=3]",
+    ),
+    Fault(
+        "what is near has no centre",
+        "deltakv_jax/attention/tiled.py",
+        (
+            (
+                '    if step.centre is not None:\n        scores = scores + _dot("bkrd',
+                '    if step is None:\n        scores = scores + _dot("bkrd',
+            ),
+        ),
+        "tests/attention/test_near.py::"
+        "test_each_query_reads_its_own_window[layered:window=16:sinks=3:centre]",
+    ),
+    Fault(
+        "a ring has one row too few for its roll-back",
+        "deltakv_jax/cache/state.py",
+        (
+            (
+                "return side.sinks + (side.window + SPARE if side.window else 0)",
+                "return side.sinks + (side.window + SPARE - 1 if side.window else 0)",
+            ),
+        ),
+        "tests/cache/test_near.py::test_as_many_as_are_spare_may_be_cut_off",
+    ),
+    Fault(
+        "refinements of tokens that are cut off stay",
+        "deltakv_jax/cache/state.py",
+        (("jnp.where(kept[None, :, None], leaf, 0) for", "jnp.where(True, leaf, 0) for"),),
+        "tests/cache/test_near.py::"
+        "test_what_left_the_ring_is_read_as_packed_after_a_longer_roll_back",
+    ),
+    Fault(
+        "a scale of a refinement that was never written counts",
+        "deltakv_jax/codec/formats.py",
+        (("jnp.where(written, scale_values", "jnp.where(True, scale_values"),),
+        "tests/codec/test_levels.py::test_golden_bytes",
+    ),
+    Fault(
+        "the largest of several scales is taken, not the best",
+        "deltakv_jax/codec/levels.py",
+        (("second = b.error < a.error", "second = b.error < 0"),),
+        "tests/codec/test_levels.py::"
+        "test_codes_are_the_nearest_and_the_scale_the_best_of_those_tried",
+    ),
+    Fault(
+        "levels are not bent",
+        "deltakv_jax/codec/levels.py",
+        (("if self.bend else n", "if False else n"),),
+        "tests/codec/test_levels.py::test_golden_bytes",
+    ),
+    Fault(
+        "the kernel reads near tokens twice",
+        "pallas/deltakv_pallas/decode.py",
+        (("positions - window_of(spec)[0], heads", "positions, heads"),),
+        "tests/attention/test_near.py::test_the_kernel_reads_the_same",
+    ),
 )
 
 

@@ -15,7 +15,7 @@ from scripts.bench import timing
 from scripts.bench.results import Row
 from scripts.bench.shapes import MODELS
 
-KV = ("f16", "delta")
+KV = ("f16", "delta", "layered")
 PROMPT = 512
 HELD = 256
 """Tokens in the cache before the first timed decode step."""

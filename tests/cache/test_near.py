@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deltakv_jax.cache import KVCache, make_cache, truncate
@@ -79,6 +79,7 @@ def near_of(cache: KVCache) -> list[tuple]:
 
 
 @given(LENGTHS, st.tuples(*[st.integers(0, SPARE)] * BATCH), st.integers(0, PIECE))
+@example(lengths=(CAPACITY,) * BATCH, off=(SPARE,) * BATCH, more=3)
 @EXAMPLES
 def test_as_many_as_are_spare_may_be_cut_off(lengths, off, more):
     """What is read then is as if the later tokens had never been; and so it goes on."""

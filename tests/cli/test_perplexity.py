@@ -55,7 +55,7 @@ def test_a_default_format_that_does_not_fit_is_left_out_with_a_line(tiny, shared
     assert perplexity.main([*tiny, *words], "tool") == 0
     out, err = capsys.readouterr()
     assert [line.split(":")[1] for line in err.splitlines()] == [
-        f" left out {name}" for name in ("q8_0", "q4_0", "q4_0", "delta")
+        f" left out {name}" for name in ("q8_0", "q4_0", "q4_0", "delta", "layered")
     ]
     assert "f16" in out
     assert "q4_0" not in out
