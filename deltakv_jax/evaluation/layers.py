@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int32
 
-from deltakv_jax.attention import RopeTables, attend
-from deltakv_jax.cache import KVCache, advance, read
-from deltakv_jax.codec import KVSpec, parse_spec
+from deltakv_jax.attention import RopeTables, attend, inverse_frequencies
+from deltakv_jax.attention.centre import read_values
+from deltakv_jax.cache import KVCache, Sides, advance, read
+from deltakv_jax.codec import CacheSpec, parse_spec
 from deltakv_jax.evaluation.scoring import cut_in_pieces
-from deltakv_jax.generation.steps import empty_cache
+from deltakv_jax.generation.steps import cache_for
 from deltakv_jax.model import Collectives, Llama
 from deltakv_jax.parallel.collectives import collectives_on, spread
 from deltakv_jax.parallel.sharding import BATCH, cache_specs, model_specs
@@ -42,8 +43,9 @@ class _Beside(NamedTuple):
 def layer_squares(
     model: Llama,
     tokens: Int32[Array, "*data ctx"],
+    centre: Sides | None = None,
     *,
-    specs: tuple[KVSpec, ...],
+    specs: tuple[CacheSpec, ...],
     piece: int,
     mesh: Mesh | None = None,
 ) -> Float32[Array, "*data f l 3 2"]:
@@ -52,11 +54,13 @@ def layer_squares(
     Args:
       model: the weights.
       tokens: one chunk, or on a mesh one for each row of devices.
+      centre: the means, as `make_cache` takes them.
       specs: the formats.
       piece: tokens fed at once.
       mesh: the devices that share the model.
     """
     on, ctx, layers = collectives_on(mesh), tokens.shape[-1], model.config.layers
+    inverse = jnp.asarray(inverse_frequencies(model.config))
 
     def run(model: Llama, tokens: Array, exact: KVCache, caches: tuple[KVCache, ...]) -> Array:
         def feed(beside: _Beside, at: tuple[Array, Array]) -> tuple[_Beside, None]:
@@ -64,12 +68,14 @@ def layer_squares(
 
         empty = _Beside(exact, caches, jnp.zeros((len(specs), layers, 2)))
         beside, _ = jax.lax.scan(feed, empty, cut_in_pieces(tokens.reshape(ctx), piece))
-        stored = jax.lax.map(lambda layer: _stored_squares(layer, beside), jnp.arange(layers))
+        of_layer = lambda layer: _stored_squares(layer, beside, inverse)
+        stored = jax.lax.map(of_layer, jnp.arange(layers))
         stored = jnp.moveaxis(stored, 0, 1)
         squares = jnp.concatenate([stored, beside.squares[:, :, None]], axis=2)
         return on.reduce(squares).reshape(*tokens.shape[:-1], *squares.shape)
 
-    make = lambda spec: empty_cache(model.config, spec, capacity=ctx, batch=tokens.size // ctx)
+    sizes = {"capacity": ctx, "batch": tokens.size // ctx, "centre": centre}
+    make = functools.partial(cache_for, model.config, **sizes)
     exact, caches = make(parse_spec("f32")), tuple(map(make, specs))
     cached = (cache_specs(exact), tuple(map(cache_specs, caches)))
     inputs = (model_specs(model), BATCH, *cached)
@@ -98,12 +104,14 @@ def _attend_beside(
     return want, _Beside(exact, caches, beside.squares.at[:, layer].add(sums))
 
 
-def _stored_squares(layer: Array, beside: _Beside) -> Array:
-    """Of K and V as they lie in the full caches: [f 2 2]."""
+def _stored_squares(layer: Array, beside: _Beside, inverse: Array) -> Array:
+    """Of K and V as they lie in the full caches, means added: [f 2 2]."""
     exact = read(beside.exact, layer)
-    of_cache = lambda cache: jnp.stack(
-        [_squares(*pair, True) for pair in zip(read(cache, layer), exact, strict=True)]
-    )
+
+    def of_cache(cache: KVCache) -> Array:
+        pairs = zip(read_values(cache, layer, inverse), exact, strict=True)
+        return jnp.stack([_squares(*pair, True) for pair in pairs])
+
     return jnp.stack([of_cache(cache) for cache in beside.caches])
 
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from deltakv_jax.attention import RopeTables, apply_rope
+from deltakv_jax.attention.centre import is_centred, means, read_values
 from deltakv_jax.attention.reference import attend_values
-from deltakv_jax.cache import KVCache, read, write
+from deltakv_jax.cache import KVCache, write
 from deltakv_jax.typed import typed
 
 
@@ -26,10 +27,16 @@ def attend_raw(
     counts: Int32[Array, " b"],
 ) -> tuple[Float[Array, "b t h d"], KVCache]:
     """As `attention.attend`, but tokens of this call are read as they came, not as stored."""
-    keys = apply_rope(k.astype(jnp.float32), rope)
-    stored = read(cache, layer)
-    cache = write(cache, layer, keys, v, counts)
-    seen = (_overlaid(*pair, rope.positions) for pair in zip(stored, (keys, v), strict=True))
+    k, v = k.astype(jnp.float32), v.astype(jnp.float32)
+    new = apply_rope(k, rope), v
+    seen = [
+        _overlaid(*pair, rope.positions)
+        for pair in zip(read_values(cache, layer, rope.inverse), new, strict=True)
+    ]
+    if is_centred(cache):
+        k_mean, v_mean = means(cache, layer)
+        k, v = k - k_mean[:, None], v - v_mean[:, None]
+    cache = write(cache, layer, apply_rope(k, rope), v, counts)
     queries = apply_rope(q.astype(jnp.float32), rope)
     return attend_values(queries, rope.positions, *seen).astype(q.dtype), cache
 
