@@ -6,6 +6,7 @@ less than the one before it, nothing else that takes as many bits would cost les
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ class Choice(NamedTuple):
     error: float
 
 
+@functools.cache
 def choices(side: Format, head_dim: int) -> tuple[Choice, ...]:
     """What a side may become, by rising bits: itself alone where its codes have no choice."""
     allowed = side.options.get("bits")
