@@ -28,11 +28,9 @@ def attend_raw(
 ) -> tuple[Float[Array, "b t h d"], KVCache]:
     """As `attention.attend`, but tokens of this call are read as they came, not as stored."""
     k, v = k.astype(jnp.float32), v.astype(jnp.float32)
-    new = apply_rope(k, rope), v
-    seen = [
-        _overlaid(*pair, rope.positions)
-        for pair in zip(read_values(cache, layer, rope.inverse), new, strict=True)
-    ]
+    keys = apply_rope(k, rope)
+    stored = read_values(cache, layer, rope.inverse)
+    seen = [_overlaid(*pair, rope.positions) for pair in zip(stored, (keys, v), strict=True)]
     if is_centred(cache):
         k_mean, v_mean = means(cache, layer)
         k, v = k - k_mean[:, None], v - v_mean[:, None]
