@@ -154,13 +154,9 @@ FAULTS = (
         f"{EVALUATION}/raw.py",
         (
             (
-                "seen = [_overlaid(*pair, rope.positions) for pair in "
-                "zip(stored, (keys, v), strict=True)]",
-                "",
-            ),
-            (
-                "return attend_values(",
-                "seen = read_values(cache, layer, rope.inverse)\n    return attend_values(",
+                "seen = (_overlaid(*pair, rope.positions) for pair in "
+                "zip(stored, new, strict=True))",
+                "seen = read_values(cache, layer, rope.inverse)",
             ),
         ),
         "tests/evaluation/test_raw.py::test_in_one_piece_every_format_gives_the_same_bits",
@@ -370,14 +366,23 @@ FAULTS = (
     Fault(
         "means are taken off and not added again in the errors of layers",
         f"{EVALUATION}/layers.py",
-        (("zip(read_values(cache, layer, inverse), exact", "zip(read(cache, layer), exact"),),
+        (
+            ("zip(values(cache), exact", "zip(read(cache, layer), exact"),
+            ("import KVCache, Sides, advance", "import KVCache, Sides, advance, read"),
+        ),
         f"{CALIBRATION}/test_use.py::"
         "test_errors_of_a_layer_are_those_of_keys_and_values_with_their_means",
     ),
     Fault(
         "raw reads store what they do not take the means off",
         f"{EVALUATION}/raw.py",
-        (("k, v = k - k_mean[:, None], v - v_mean[:, None]", "pass"),),
+        (
+            ("write(cache, layer, apply_rope(k_left, rope), v_left", "write(cache, layer, keys, v"),
+            (
+                "    k_left, v_left, *_ = take_off(cache, layer, k, v, rope.inverse)",
+                "    keys = apply_rope(k, rope)",
+            ),
+        ),
         f"{CALIBRATION}/test_use.py::test_raw_reads_give_what_they_give_without_means",
     ),
     Fault(

@@ -6,11 +6,11 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from deltakv_jax.attention.centre import is_centred, means
+from deltakv_jax.attention.centre import take_off
 from deltakv_jax.attention.reference import attend_reference
 from deltakv_jax.attention.rope import RopeTables, apply_rope
 from deltakv_jax.attention.tiled import attend_tiled
-from deltakv_jax.cache import KeyCentre, KVCache, Step, write_and_refine
+from deltakv_jax.cache import KVCache, Step, write_and_refine
 from deltakv_jax.typed import typed
 from deltakv_pallas.decode import attend_pallas, timed_here
 
@@ -58,11 +58,7 @@ def attend(
     """
     read = READERS[implementation or _suited(q, k, cache)]
     k, v = k.astype(jnp.float32), v.astype(jnp.float32)
-    centre, v_mean = None, None
-    if is_centred(cache):
-        k_mean, v_mean = means(cache, layer)
-        centre = KeyCentre(k_mean, rope.inverse)
-        k, v = k - k_mean[:, None], v - v_mean[:, None]
+    k, v, centre, v_mean = take_off(cache, layer, k, v, rope.inverse)
     cache, refined = write_and_refine(cache, layer, apply_rope(k, rope), v, counts)
     step = Step(refined if q.shape[1] > 1 else None, centre)
     out = read(apply_rope(q.astype(jnp.float32), rope), rope.positions, cache, layer, step)

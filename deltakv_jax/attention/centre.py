@@ -45,6 +45,21 @@ def means(
 
 
 @typed
+def take_off(
+    cache: KVCache,
+    layer: Int32[Array, ""] | int,
+    k: Float32[Array, "b t k d"],
+    v: Float32[Array, "b t k d"],
+    inverse: Float32[Array, " half_d"],
+) -> tuple[Array, Array, KeyCentre | None, Array | None]:
+    """Keys before RoPE and values less what this layer takes off, and that; None for nothing."""
+    if not is_centred(cache):
+        return k, v, None, None
+    k_mean, v_mean = means(cache, layer)
+    return k - k_mean[:, None], v - v_mean[:, None], KeyCentre(k_mean, inverse), v_mean
+
+
+@typed
 def rotated_mean(centre: KeyCentre, tokens: Int32[Array, "b s"]) -> Float32[Array, "b k s d"]:
     """The mean as keys of these tokens have it."""
     every = jnp.broadcast_to(centre.mean[:, None], (*tokens.shape, *centre.mean.shape[1:]))

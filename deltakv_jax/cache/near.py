@@ -38,8 +38,8 @@ class Near:
 
 
 def window_of(spec: KVSpec) -> tuple[int, int]:
-    """The window and the sinks of a layer's sides, which agree where both have any."""
-    return max(spec.k.window, spec.v.window), max(spec.k.sinks, spec.v.sinks)
+    """The window and the sinks of a layer: of either side, or of both, which then agree."""
+    return max((side.window, side.sinks) for side in (spec.k, spec.v))
 
 
 @typed

@@ -192,10 +192,10 @@ def _centres(
 
 
 def _check_windows(kind: KVSpec) -> None:
-    windows, sinks = {kind.k.window, kind.v.window} - {0}, {kind.k.sinks, kind.v.sinks} - {0}
-    if len(windows) > 1 or len(sinks) > 1:
+    refined = {(side.window, side.sinks) for side in (kind.k, kind.v)} - {(0, 0)}
+    if len(refined) > 1:
         raise UserError(f"{kind}: K and V refine the same tokens; give both one window and sinks")
-    if (windows or sinks) and (kind.k.chained or kind.v.chained):
+    if refined and (kind.k.chained or kind.v.chained):
         raise UserError(f"{kind}: a side that refines goes with one that packs tokens one by one")
 
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int32
 
-from deltakv_jax.attention import RopeTables, attend, inverse_frequencies
+from deltakv_jax.attention import RopeTables, attend
 from deltakv_jax.attention.centre import read_values
-from deltakv_jax.cache import KVCache, Sides, advance, read
+from deltakv_jax.attention.rope import inverse_frequencies
+from deltakv_jax.cache import KVCache, Sides, advance
 from deltakv_jax.codec import CacheSpec, parse_spec
 from deltakv_jax.evaluation.scoring import cut_in_pieces
 from deltakv_jax.generation.steps import cache_for
@@ -60,7 +61,6 @@ def layer_squares(
       mesh: the devices that share the model.
     """
     on, ctx, layers = collectives_on(mesh), tokens.shape[-1], model.config.layers
-    inverse = jnp.asarray(inverse_frequencies(model.config))
 
     def run(model: Llama, tokens: Array, exact: KVCache, caches: tuple[KVCache, ...]) -> Array:
         def feed(beside: _Beside, at: tuple[Array, Array]) -> tuple[_Beside, None]:
@@ -68,7 +68,8 @@ def layer_squares(
 
         empty = _Beside(exact, caches, jnp.zeros((len(specs), layers, 2)))
         beside, _ = jax.lax.scan(feed, empty, cut_in_pieces(tokens.reshape(ctx), piece))
-        of_layer = lambda layer: _stored_squares(layer, beside, inverse)
+        inverse = jnp.asarray(inverse_frequencies(model.config))
+        of_layer = lambda layer: _stored_squares(layer, inverse, beside)
         stored = jax.lax.map(of_layer, jnp.arange(layers))
         stored = jnp.moveaxis(stored, 0, 1)
         squares = jnp.concatenate([stored, beside.squares[:, :, None]], axis=2)
@@ -104,14 +105,13 @@ def _attend_beside(
     return want, _Beside(exact, caches, beside.squares.at[:, layer].add(sums))
 
 
-def _stored_squares(layer: Array, beside: _Beside, inverse: Array) -> Array:
-    """Of K and V as they lie in the full caches, means added: [f 2 2]."""
-    exact = read(beside.exact, layer)
-
-    def of_cache(cache: KVCache) -> Array:
-        pairs = zip(read_values(cache, layer, inverse), exact, strict=True)
-        return jnp.stack([_squares(*pair, True) for pair in pairs])
-
+def _stored_squares(layer: Array, inverse: Array, beside: _Beside) -> Array:
+    """Of K and V as they are packed in the full caches: [f 2 2]."""
+    values = lambda cache: read_values(cache, layer, inverse)
+    exact = values(beside.exact)
+    of_cache = lambda cache: jnp.stack(
+        [_squares(*pair, True) for pair in zip(values(cache), exact, strict=True)]
+    )
     return jnp.stack([of_cache(cache) for cache in beside.caches])
 
 

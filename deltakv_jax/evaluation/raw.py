@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from deltakv_jax.attention import RopeTables, apply_rope
-from deltakv_jax.attention.centre import is_centred, means, read_values
+from deltakv_jax.attention.centre import read_values, take_off
 from deltakv_jax.attention.reference import attend_values
 from deltakv_jax.cache import KVCache, write
 from deltakv_jax.typed import typed
@@ -26,15 +26,16 @@ def attend_raw(
     *,
     counts: Int32[Array, " b"],
 ) -> tuple[Float[Array, "b t h d"], KVCache]:
-    """As `attention.attend`, but tokens of this call are read as they came, not as stored."""
+    """As `attention.attend`, but tokens of this call are read as they came, not as stored.
+
+    Those before it are read as they are packed, without refinements.
+    """
     k, v = k.astype(jnp.float32), v.astype(jnp.float32)
-    keys = apply_rope(k, rope)
     stored = read_values(cache, layer, rope.inverse)
-    seen = [_overlaid(*pair, rope.positions) for pair in zip(stored, (keys, v), strict=True)]
-    if is_centred(cache):
-        k_mean, v_mean = means(cache, layer)
-        k, v = k - k_mean[:, None], v - v_mean[:, None]
-    cache = write(cache, layer, apply_rope(k, rope), v, counts)
+    k_left, v_left, *_ = take_off(cache, layer, k, v, rope.inverse)
+    cache = write(cache, layer, apply_rope(k_left, rope), v_left, counts)
+    new = apply_rope(k, rope), v
+    seen = (_overlaid(*pair, rope.positions) for pair in zip(stored, new, strict=True))
     queries = apply_rope(q.astype(jnp.float32), rope)
     return attend_values(queries, rope.positions, *seen).astype(q.dtype), cache
 
@@ -42,4 +43,4 @@ def attend_raw(
 def _overlaid(stored: Array, new: Array, positions: Array) -> Array:
     """`stored` [b k s d] with `new` [b t k d] at its positions [b t]; beyond s they are dropped."""
     rows = jnp.arange(len(new))[:, None]
-    return stored.at[rows, :, positions].set(new.astype(jnp.float32), mode="drop")
+    return stored.at[rows, :, positions].set(new, mode="drop")

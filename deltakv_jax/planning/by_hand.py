@@ -8,9 +8,12 @@ import math
 
 import numpy as np
 
-from deltakv_jax.codec import Format, KVSpec
+from deltakv_jax.codec import Format, KVSpec, Leaf
 from deltakv_jax.codec.matrices import MATRICES
 from deltakv_jax.config import LlamaConfig
+
+_SPARE = 16
+"""Rows of refinements beyond those of a window."""
 
 _DENSE_BITS = {"f32": 32.0, "bf16": 16.0, "f16": 16.0}
 
@@ -80,7 +83,7 @@ def hand_count(
         bias_values=c.layers * biases,
         matrix_bits=matrix_bits(weights),
         cache_values=2 * c.layers * kv_heads * ctx * batch,
-        cache_bits=(_bits(spec.k, c.head_dim) + _bits(spec.v, c.head_dim)) / 2,
+        cache_bits=(_bits(spec.k, c.head_dim, ctx) + _bits(spec.v, c.head_dim, ctx)) / 2,
         tensor=tensor,
         data=data,
     )
@@ -95,10 +98,15 @@ def matrix_bits(weights: str) -> float:
     return sum(8 * np.dtype(row.dtype).itemsize * math.prod(row.shape) for row in rows) / n
 
 
-def _bits(side: Format, head_dim: int) -> float:
-    """Bits per value of one side, full groups."""
-    return sum(
-        8 * np.dtype(leaf.dtype).itemsize * leaf.width
-        / (head_dim * (1 if leaf.per == "token" else side.interval))
-        for leaf in side.leaves(head_dim).values()
-    )  # fmt: skip
+def _bits(side: Format, head_dim: int, ctx: int) -> float:
+    """Bits per value of one side: full groups, refinements and means."""
+    tokens = {"token": 1, "group": side.interval}
+    packed = sum(_row_bits(leaf) / tokens[leaf.per] for leaf in side.leaves(head_dim).values())
+    near_rows = side.sinks + (side.window + _SPARE if side.window else 0)
+    near = near_rows * sum(map(_row_bits, side.near_leaves(head_dim).values()))
+    mean = 16 * head_dim if side.centre else 0
+    return (packed + (near + mean) / ctx) / head_dim
+
+
+def _row_bits(leaf: Leaf) -> int:
+    return 8 * np.dtype(leaf.dtype).itemsize * leaf.width

@@ -22,7 +22,8 @@ EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True)
 # Each format on one side at least, and groups of different lengths on the two sides of a layer.
 # Two layers share a kind, with others between them.
 DELTAS = "delta:interval=4/delta:rotate:interval=6"
-KINDS = ("f16/q8_0", "q4_0/f32", DELTAS, "bf16/q4_0:rotate", "q4_0/f32")
+LAYERED = "layered:bits=3:window=0:sinks=0/layered:bits=2:window=0:sinks=0"
+KINDS = ("f16/q8_0", "q4_0/f32", DELTAS, "bf16/q4_0:rotate", "q4_0/f32", LAYERED)
 SPECS = tuple(map(parse_spec, KINDS))
 LAYERS, BATCH, KV_HEADS, HEAD_DIM = len(KINDS), 3, 2, 32
 CAPACITY = 45  # no multiple of an interval: storage has spare rows that must stay empty
@@ -161,6 +162,10 @@ def random_bits(cache: KVCache, seed: int = 0) -> KVCache:
 
 
 def _random_leaf(rng: np.random.Generator, key: str, leaf: jax.Array) -> jax.Array:
+    if key == "scales" and leaf.dtype == jnp.uint8:  # of scales between 1/32 and 1/4
+        return jnp.array(rng.integers(80, 104, leaf.shape), leaf.dtype)
+    if leaf.dtype == jnp.uint8:
+        return jnp.array(rng.integers(0, 256, leaf.shape), leaf.dtype)
     if key == "codes":  # spread about zero like 4-bit ones, so that no score drowns the others
         low, high = (-8, 8) if leaf.dtype == jnp.int8 else (0, 2**16)
         return jnp.array(rng.integers(low, high, leaf.shape), leaf.dtype)

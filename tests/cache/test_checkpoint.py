@@ -21,7 +21,10 @@ from deltakv_jax.codec import parse_spec
 from deltakv_jax.errors import UserError
 
 MODEL = {"layers": 3, "rope_theta": 1e4, "rope_scaling": {"factor": 8.0}, "tied": False}
-SPECS = ("f32", "bf16", "f16", "q8_0", "q4_0:rotate", "delta", "delta:interval=4/q4_0")
+SPECS = (
+    *("f32", "bf16", "f16", "q8_0", "q4_0:rotate", "delta", "delta:interval=4/q4_0"),
+    *("layered", "layered:bits=3:window=0:centre/q8_0"),
+)
 
 
 def filled(*specs: str, capacity: int = 40, seed: int = 0) -> KVCache:

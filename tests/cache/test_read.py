@@ -13,9 +13,23 @@ from deltakv_jax.cache import KVCache, Stack, make_cache, read, read_tile, slots
 from deltakv_jax.codec import Format, Leaves, parse_spec
 from tests.cache.material import random_bits
 
-TEXTS = ("f16/bf16", "q8_0/q4_0", "q4_0:rotate/f32", "delta:interval=4/delta:rotate:interval=3")
+TEXTS = (
+    *("f16/bf16", "q8_0/q4_0", "q4_0:rotate/f32", "delta:interval=4/delta:rotate:interval=3"),
+    "layered:window=0:sinks=0/layered:bits=3:window=0:sinks=0",
+    "layered:bits=2:window=0:sinks=0/f32",
+)
 SPECS = tuple(map(parse_spec, TEXTS))
 HELD, HEAD_DIM = 7, 32  # inside a group of either delta
+
+
+def _hadamard() -> np.ndarray:
+    matrix = np.ones((1, 1))
+    while len(matrix) < HEAD_DIM:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / math.sqrt(HEAD_DIM)
+
+
+HADAMARD = _hadamard()
 
 
 def cache_of_seven() -> KVCache:
@@ -31,6 +45,8 @@ def decoded(side: Format, leaves: Leaves) -> np.ndarray:
     if "bits" in leaves:
         return (np.asarray(leaves["bits"], np.uint32) << 16).view(np.float32).astype(np.float64)
     codes = np.asarray(leaves["codes"])
+    if side.name == "layered":
+        return layered_by_hand(side, leaves) @ HADAMARD
     if codes.dtype == np.uint16:
         planes = codes.view(np.uint8).reshape(len(codes), -1, 16)
         codes = np.concatenate([planes & 15, planes >> 4], -1).reshape(len(codes), -1) - 8.0
@@ -38,12 +54,22 @@ def decoded(side: Format, leaves: Leaves) -> np.ndarray:
     if "keyframes" in leaves:
         terms[:: side.interval] = leaves["keyframes"]
         terms = terms.reshape(-1, side.interval, HEAD_DIM).cumsum(1).reshape(terms.shape)
-    if not side.rotate:
-        return terms
-    hadamard = np.ones((1, 1))
-    while len(hadamard) < HEAD_DIM:
-        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
-    return terms @ hadamard / math.sqrt(len(hadamard))
+    return terms @ HADAMARD if side.rotate else terms
+
+
+def layered_by_hand(side: Format, leaves: Leaves) -> np.ndarray:
+    """The values [t, d] in the stored frame, value by value as the README has it."""
+    codes, scales = np.asarray(leaves["codes"], int), np.asarray(leaves["scales"], int)
+    parts = 8 if side.bits == 3 else 4
+    low, shift = (2, 2) if side.bits == 3 else (side.bits, side.bits)
+    made = [codes >> shift * part & 2**low - 1 for part in range(parts)]
+    if side.bits == 3:
+        high = np.asarray(leaves["high"], int)
+        made = [low_bits | (high >> part & 1) << 2 for part, low_bits in enumerate(made)]
+    n = 2 * np.concatenate(made, axis=-1) + 1 - 2**side.bits
+    bend = {2: 0, 3: 31, 4: 7}[side.bits] / 4096
+    scale = 2.0 ** (scales // 8 - 15) * (1 + scales % 8 / 8)
+    return n * (1 + bend * n**2) * scale.repeat(HEAD_DIM // scale.shape[-1], -1)
 
 
 def test_the_reconstruction_is_the_formats_equation():
@@ -139,7 +165,7 @@ def test_any_stored_bit_counts_and_no_other(layer):
 
 def test_a_stack_holds_nothing_but_its_leaves():
     cache = cache_of_seven()
-    assert [field.name for field in dataclasses.fields(Stack)] == ["k", "v"]
+    assert [field.name for field in dataclasses.fields(Stack)] == ["k", "v", "near", "centre"]
     for spec, stack in zip(SPECS, cache.stacks, strict=True):
         assert set(stack.k) == set(spec.k.leaves(HEAD_DIM))
         assert set(stack.v) == set(spec.v.leaves(HEAD_DIM))

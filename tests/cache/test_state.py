@@ -78,6 +78,11 @@ def test_lengths_stop_at_the_capacity():
         ("delta", 5.0),
         ("delta:interval=16", 5.5),
         ("delta:interval=64/q4_0", 4.625),
+        # refinements of 4 sinks, 64 tokens and 16 spare rows, in 4 bits and a scale for each 64
+        ("layered", 4.125 * (1 + 84 / 512)),
+        ("layered:bits=3:window=0:sinks=0", 3.125),
+        ("layered:bits=2:block=32:window=0:sinks=0", 2.25),
+        ("layered:window=0:sinks=0:centre", 4.125 + 16 / 512),
     ],
 )
 def test_bits_per_value_at_512_tokens(text, bits):

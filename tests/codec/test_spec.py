@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from deltakv_jax.codec import parse_spec
 from deltakv_jax.errors import UserError
 
-KNOWN = "known are f32, bf16, f16, q8_0[:rotate], q4_0[:rotate], delta[:rotate][:interval=N]"
+KNOWN = (
+    "known are f32, bf16, f16, q8_0[:rotate], q4_0[:rotate], delta[:rotate][:interval=N], "
+    "layered[:bits=2|3|4][:block=32|64][:window=N][:sinks=N][:centre]"
+)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,8 @@ KNOWN = "known are f32, bf16, f16, q8_0[:rotate], q4_0[:rotate], delta[:rotate][
         ("delta/q4_0", "delta/q4_0"),
         ("delta:interval=32/delta", "delta"),
         ("q4_0/q4_0:rotate", "q4_0/q4_0:rotate"),
+        ("layered:bits=4:block=64:window=64:sinks=4", "layered"),
+        ("layered:centre:window=0:bits=2", "layered:bits=2:window=0:centre"),
     ],
 )
 def test_canonical_form(text, canonical):

@@ -16,7 +16,12 @@ CTX = 8192
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize(
     ("weights", "kv"),
-    [("q4_0", "delta"), ("q8_0", "q4_0:rotate"), ("bf16", "f16/delta:interval=16")],
+    [
+        ("q4_0", "delta"),
+        ("q8_0", "q4_0:rotate"),
+        ("bf16", "f16/delta:interval=16"),
+        ("q4_0", "layered:centre/layered:bits=3:window=64"),
+    ],
 )
 def test_all_presets(name, weights, kv):
     spec = parse_spec(kv)
