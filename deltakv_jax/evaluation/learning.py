@@ -73,9 +73,10 @@ def learn(
             yield jax.device_get(run(number, jax.device_put(chunk)))
             progress(1)
 
-    moments = _average(passes(lambda number, chunk: chunk_moments(model, chunk)))
     drawn = lambda number, chunk: chunk_information(model, chunk, jax.random.key(number))
-    information = _average(passes(drawn))
+    with jax.default_matmul_precision("highest"):  # a GPU would round to TF32
+        moments = _average(passes(lambda number, chunk: chunk_moments(model, chunk)))
+        information = _average(passes(drawn))
     return {
         side: Learned(mean, square, information[side]) for side, (mean, square) in moments.items()
     }
