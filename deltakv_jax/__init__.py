@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         make_cache,
         truncate,
     )
+    from deltakv_jax.calibration import Calibration, load_calibration
     from deltakv_jax.codec import KVSpec, parse_spec
     from deltakv_jax.config import LlamaConfig
     from deltakv_jax.errors import UserError
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 # Where each public name is. It is imported when first asked for: `deltakv --help` needs no JAX.
 _HOMES = {
     "cache": ("KVCache", "bits_per_value", "cache_bytes", "make_cache", "truncate"),
+    "calibration": ("Calibration", "load_calibration"),
     "codec": ("KVSpec", "parse_spec"),
     "config": ("LlamaConfig",),
     "errors": ("UserError",),
@@ -61,6 +63,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Calibration",
     "Decoded",
     "KVCache",
     "KVSpec",
@@ -75,6 +78,7 @@ __all__ = [
     "decode_step",
     "demo_folder",
     "empty_cache",
+    "load_calibration",
     "load_model",
     "make_cache",
     "make_mesh",

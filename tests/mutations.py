@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 EVALUATION = "deltakv_jax/evaluation"
 PARALLEL = "tests/parallel"
+CALIBRATION = "tests/calibration"
 IGNORED = (".*", "__pycache__", "*.progress", "results")
 
 
@@ -154,8 +155,8 @@ FAULTS = (
         (
             (
                 "seen = (_overlaid(*pair, rope.positions) for pair in "
-                "zip(stored, (keys, v), strict=True))",
-                "seen = read(cache, layer)",
+                "zip(stored, new, strict=True))",
+                "seen = read_values(cache, layer, rope.inverse)",
             ),
         ),
         "tests/evaluation/test_raw.py::test_in_one_piece_every_format_gives_the_same_bits",
@@ -380,6 +381,98 @@ FAULTS = (
         "pallas/deltakv_pallas/decode.py",
         (("positions - window_of(spec)[0], heads", "positions, heads"),),
         "tests/attention/test_near.py::test_the_kernel_reads_the_same",
+        "a calibration's file is read though it was changed",
+        "deltakv_jax/calibration.py",
+        (('if fields.pop("sha256") != _sha256(arrays, fields):', 'if not fields.pop("sha256"):'),),
+        f"{CALIBRATION}/test_file.py::test_what_was_changed_later_is_refused",
+    ),
+    Fault(
+        "a calibration of other weights is taken",
+        "deltakv_jax/calibration.py",
+        (
+            (
+                "if (its := found.get(name)) != (this := wanted.get(name)):",
+                "if (its := found.get(name)) and not (this := wanted.get(name)):",
+            ),
+        ),
+        f"{CALIBRATION}/test_file.py::test_another_model_is_refused",
+    ),
+    Fault(
+        "a calibration's means are made of the first tokens too",
+        f"{EVALUATION}/learning.py",
+        (("_moments(x[:, SKIPPED:])", "_moments(x)"),),
+        f"{CALIBRATION}/test_learning.py::test_means_are_those_of_captured_keys_and_values",
+    ),
+    Fault(
+        "a calibration's costs are shared among the predictions that are not scored",
+        f"{EVALUATION}/learning.py",
+        (("/ (t - 1 - first)", "/ t"),),
+        f"{CALIBRATION}/test_learning.py::"
+        "test_a_cost_is_the_divergence_for_each_unit_of_squared_error",
+    ),
+    Fault(
+        "bits are allotted above the budget",
+        f"{EVALUATION}/allotment.py",
+        (("if one[1] <= left]", "if left > 0]"),),
+        f"{CALIBRATION}/test_allotment.py::test_the_budget_is_kept_and_used",
+    ),
+    Fault(
+        "bits are allotted whatever an error costs",
+        f"{EVALUATION}/allotment.py",
+        (("return costs[n] * (now.error", "return 1.0 * (now.error"),),
+        f"{CALIBRATION}/test_allotment.py::test_nothing_else_that_takes_as_many_bits_costs_less",
+    ),
+    Fault(
+        "figures are made without the calibration's means",
+        f"{EVALUATION}/scoring.py",
+        (("batch=batch, centre=centre)", "batch=batch, centre=None)"),),
+        f"{CALIBRATION}/test_use.py::test_a_real_model_gains_by_its_means",
+    ),
+    Fault(
+        "means are taken off and not added again in the errors of layers",
+        f"{EVALUATION}/layers.py",
+        (
+            ("zip(values(cache), exact", "zip(read(cache, layer), exact"),
+            ("import KVCache, Sides, advance", "import KVCache, Sides, advance, read"),
+        ),
+        f"{CALIBRATION}/test_use.py::"
+        "test_errors_of_a_layer_are_those_of_keys_and_values_with_their_means",
+    ),
+    Fault(
+        "raw reads store what they do not take the means off",
+        f"{EVALUATION}/raw.py",
+        (
+            ("write(cache, layer, apply_rope(k_left, rope), v_left", "write(cache, layer, keys, v"),
+            (
+                "    k_left, v_left, *_ = take_off(cache, layer, k, v, rope.inverse)",
+                "    keys = apply_rope(k, rope)",
+            ),
+        ),
+        f"{CALIBRATION}/test_use.py::test_raw_reads_give_what_they_give_without_means",
+    ),
+    Fault(
+        "a run goes on with another calibration",
+        f"{EVALUATION}/runner.py",
+        (("settings.calibration and settings.calibration.sha256", "None"),),
+        f"{CALIBRATION}/test_use.py::test_a_run_with_another_calibration_is_another_run",
+    ),
+    Fault(
+        "decoding leaves the calibration aside",
+        "deltakv_jax/generation/session.py",
+        (("            calibration=request.calibration,\n", ""),),
+        f"{CALIBRATION}/test_command.py::test_a_saved_cache_goes_on_with_its_own_means",
+    ),
+    Fault(
+        "every layer gets the means of the first one",
+        "deltakv_jax/cache/state.py",
+        (('["mean"])[jnp.array(members), None', '["mean"])[0 * jnp.array(members), None'),),
+        f"{CALIBRATION}/test_use.py::test_a_cache_holds_the_means_of_its_layers",
+    ),
+    Fault(
+        "a format with means is measured without a calibration",
+        "deltakv_jax/calibration.py",
+        (("if calibration is None and takes_means(spec):", "if False:"),),
+        f"{CALIBRATION}/test_command.py::test_no_model_is_loaded_for_what_lacks_a_calibration",
     ),
 )
 

@@ -19,6 +19,7 @@ ORDER = (
     ("model",),
     ("parallel",),
     ("weights",),
+    ("calibration",),
     ("generation", "training"),
     ("evaluation",),
     ("planning",),

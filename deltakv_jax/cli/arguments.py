@@ -13,7 +13,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +21,14 @@ import jax
 from jax.sharding import Mesh
 
 from deltakv_jax.attention import Implementation
+from deltakv_jax.calibration import (
+    CALIBRATED,
+    Calibration,
+    load_calibration,
+    parse_cache_spec,
+    takes_means,
+)
+from deltakv_jax.codec import CacheSpec, LayerSpecs
 from deltakv_jax.errors import UserError
 from deltakv_jax.weights import LoadedModel, demo_folder, load_model
 from deltakv_jax.weights.load import EXPECTED, HUB
@@ -116,6 +124,36 @@ def add_weights_argument(parser: argparse.ArgumentParser) -> None:
 def add_attention_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--attention`, which `implementation` reads."""
     parser.add_argument("--attention", choices=ATTENTION, help=_ATTENTION_HELP)
+
+
+def add_calibration_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--kv-calibration`, which `cache_specs` reads."""
+    parser.add_argument("--kv-calibration", metavar="FILE", help=_CALIBRATION_HELP)
+
+
+_CALIBRATION_HELP = (
+    "of scripts/calibrate.py: the means for formats with centre, and the formats of all layers for "
+    f"--kv {CALIBRATED}"
+)
+
+
+def cache_specs(
+    options: argparse.Namespace, names: Sequence[str]
+) -> tuple[tuple[CacheSpec, ...], Calibration | None]:
+    """The formats of these names, and the calibration that they take."""
+    path = options.kv_calibration
+    calibration = None if path is None else load_calibration(path)
+    specs = tuple(parse_cache_spec(name, calibration) for name in names)
+    if calibration is not None and not any(map(_takes_calibration, specs)):
+        raise UserError(
+            f"--kv-calibration would change nothing; give --kv {CALIBRATED} or a format with "
+            "centre, as layered:centre"
+        )
+    return specs, calibration
+
+
+def _takes_calibration(spec: CacheSpec) -> bool:
+    return isinstance(spec, LayerSpecs) or takes_means(spec)
 
 
 ATTENTION: tuple[Implementation, ...] = ("xla", "pallas", "pallas-interpret")

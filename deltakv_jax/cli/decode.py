@@ -13,8 +13,9 @@ from typing import Any, TextIO
 
 from deltakv_jax.cache import bits_per_value, cache_bytes
 from deltakv_jax.cache.checkpoint import check_folder
+from deltakv_jax.calibration import Calibration
 from deltakv_jax.cli import arguments, mesh
-from deltakv_jax.codec import KVSpec, parse_spec
+from deltakv_jax.codec import CacheSpec, LayerSpecs, parse_spec
 from deltakv_jax.errors import UserError
 from deltakv_jax.evaluation import files, report
 from deltakv_jax.generation import session
@@ -73,6 +74,7 @@ def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:
     formats = parser.add_mutually_exclusive_group().add_argument
     formats("--kv", metavar="SPEC", help=f"format of the cache ({session.DEFAULT_SPEC})")
     formats("--delta-kv", action="store_true", help="short for --kv delta")
+    arguments.add_calibration_argument(parser)
     add = parser.add_argument
     add("--delta-kv-interval", metavar="N", help="of --delta-kv: a keyframe every N tokens (32)")
     add("--save-cache", type=Path, metavar="DIR", help="save the cache after the prompt")
@@ -115,9 +117,11 @@ def decode(options: argparse.Namespace, say: Say) -> None:
 def request(options: argparse.Namespace) -> session.Request:
     """What the arguments ask for; raises UserError where they contradict each other."""
     _check_chat(options)
+    spec, calibration = _spec(options)
     return session.Request(
         prompts=_prompts(options),
-        spec=_spec(options),
+        spec=spec,
+        calibration=calibration,
         max_new_tokens=options.max_new_tokens,
         sampling=_sampling(options),
         seed=options.seed or 0,
@@ -159,13 +163,24 @@ def _read_prompt(name: str) -> str:
         raise UserError(f"--prompt-file {name} is not UTF-8 text: byte {error.start}") from None
 
 
-def _spec(options: argparse.Namespace) -> KVSpec | None:
+def _spec(options: argparse.Namespace) -> tuple[CacheSpec | None, Calibration | None]:
+    """The format, if one is named, and the calibration that it takes."""
+    name = _format(options)
+    if options.load_cache is not None:
+        if options.kv_calibration is not None:
+            raise UserError("--kv-calibration with --load-cache: a saved cache has its own means")
+        return (None if name is None else parse_spec(name)), None
+    specs, calibration = arguments.cache_specs(options, [] if name is None else [name])
+    return (specs[0] if specs else None), calibration
+
+
+def _format(options: argparse.Namespace) -> str | None:
     interval = options.delta_kv_interval
     if interval is not None and not options.delta_kv:
         raise UserError("--delta-kv-interval without --delta-kv; or say --kv delta:interval=N")
     if options.delta_kv:
-        return parse_spec("delta" if interval is None else f"delta:interval={interval}")
-    return None if options.kv is None else parse_spec(options.kv)
+        return "delta" if interval is None else f"delta:interval={interval}"
+    return options.kv
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:
@@ -243,7 +258,7 @@ def _report(
     rows = zip(prompts, outcome.texts, outcome.tokens, stops, strict=True)
     return {
         "model": loaded.name,
-        "kv": session.kv(outcome.cache),
+        "kv": _kv(wanted, outcome),
         "attention": wanted.implementation,
         "sequences": [dict(zip(keys, row, strict=True)) for row in rows],
         "prefill": _timed(outcome.prefill),
@@ -252,8 +267,13 @@ def _report(
         "bits_per_value": bits_per_value(outcome.cache),
         "kv_bytes": cache_bytes(outcome.cache),
         "kv_bytes_f16": session.f16_bytes(outcome.cache),
-        **report.surroundings(loaded.mesh),
+        **report.surroundings(loaded.mesh, wanted.calibration),
     }
+
+
+def _kv(wanted: session.Request, outcome: session.Outcome) -> str:
+    named = isinstance(wanted.spec, LayerSpecs)
+    return str(wanted.spec) if named else session.kv(outcome.cache)
 
 
 def _timed(timed: session.Timed) -> dict[str, float]:

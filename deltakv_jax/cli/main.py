@@ -14,6 +14,7 @@ COMMANDS = {
     "decode": "a prompt in, text out as it is made",
     "compile_gpu": "machine code of the kernels for a GPU that is not at hand",
     "plan": "what a run takes on each device, before anything is loaded",
+    "calibrate": "what the caches of a model may know of it: means, costs of errors, bits",
     "convert": "a model as a checkpoint of ready weights, quantised if you like",
 }
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from deltakv_jax.calibration import Calibration
 from deltakv_jax.cli import arguments
-from deltakv_jax.codec import KVSpec, parse_spec
+from deltakv_jax.codec import CacheSpec
 from deltakv_jax.errors import UserError
 from deltakv_jax.evaluation import files, protocol, runner, store, texts
+from deltakv_jax.generation.saving import fingerprint
 from deltakv_jax.weights import LoadedModel
 
 FILE_WIDTH = 120  # columns of a table that no terminal bounds
@@ -43,10 +45,11 @@ def add_protocol_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_format_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--kv`, `--batch` and `--beyond-context`."""
+    """Adds `--kv`, `--kv-calibration`, `--batch` and `--beyond-context`."""
     add = parser.add_argument
     formats = " ".join(runner.DEFAULT_FORMATS)
     add("--kv", nargs="+", metavar="SPEC", help=f"cache formats; the first is the base ({formats})")
+    arguments.add_calibration_argument(parser)
     add(
         "--batch",
         type=arguments.positive,
@@ -81,17 +84,36 @@ def console(*, stderr: bool = False) -> Console:
     return made if made.is_terminal else plain(width=FILE_WIDTH)
 
 
-def usable(names: Sequence[str] | None, head_dim: int, say: Say) -> tuple[KVSpec, ...]:
-    """The formats asked for, or those of the default ones that hold this head_dim."""
-    if not names:
+Formats = tuple[tuple[CacheSpec, ...], Calibration | None]
+"""What was asked for, nothing if nothing was, and the calibration that it takes."""
+
+
+def formats(options: argparse.Namespace) -> Formats:
+    """What `--kv` and `--kv-calibration` ask for, read before anything takes its time."""
+    return arguments.cache_specs(options, options.kv or ())
+
+
+def usable(asked: Formats, loaded: LoadedModel, say: Say) -> tuple[CacheSpec, ...]:
+    """The formats asked for, which must fit the model, or those of the default ones that do."""
+    specs, calibration = asked
+    head_dim = loaded.config.head_dim
+    if calibration is not None:
+        calibration.check_model(fingerprint(loaded.model))
+    if not specs:
         specs, left_out = runner.default_specs(head_dim)
         for line in left_out:
             say(line)
-        return specs
-    specs = tuple(parse_spec(name) for name in names)
     for spec in specs:
         spec.check(head_dim)
     return specs
+
+
+def warn_of_texts(texts_: Sequence[texts.Text], asked: Formats, say: Say) -> None:
+    """Says so where figures are made of the text that the calibration was learned on."""
+    _, calibration = asked
+    for text in texts_:
+        if calibration is not None and text.sha256 == calibration.text_sha256:
+            say(f"warning: the calibration was learned on {text.name}, which it is measured on")
 
 
 def check_context(ctx: int, context: int, *, beyond: bool, say: Say) -> None:

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jax.sharding import Mesh
 from rich.console import Console
 
 from deltakv_jax.cli import arguments, measuring, mesh, progress
@@ -65,11 +64,12 @@ def perplexity(options: argparse.Namespace, say: measuring.Say) -> None:
         )
     if options.distributed and options.resume:
         raise UserError("--resume with --distributed: several processes keep no checkpoints")
-    pictures = _pictures(options)
+    pictures, asked = _pictures(options), measuring.formats(options)
     measured_on = [texts.load_text(name) for name in options.text]
+    measuring.warn_of_texts(measured_on, asked, say)
     with mesh.opened(options) as devices:
         loaded = arguments.load(options, devices)
-        settings = _settings(options, loaded, say)
+        settings = _settings(options, loaded, asked, say)
         # stdout is for the JSON alone where it is asked for there
         out = measuring.console(stderr=options.json == "-")
         runs = [
@@ -77,13 +77,14 @@ def perplexity(options: argparse.Namespace, say: measuring.Say) -> None:
             for number, text in enumerate(measured_on, 1)
         ]
         if processes.is_first():
-            _write(options, runs, devices, pictures)
+            content = report.to_json(runs, devices, settings.calibration)
+            _write(options, runs, content, pictures)
 
 
 def _write(
-    options: argparse.Namespace, runs: Sequence[Run], devices: Mesh | None, pictures: list[Path]
+    options: argparse.Namespace, runs: Sequence[Run], content: str, pictures: list[Path]
 ) -> None:
-    measuring.write_json(options.json, report.to_json(runs, devices))
+    measuring.write_json(options.json, content)
     for run, path in zip(runs, pictures, strict=bool(pictures)):
         plots.save(plots.formats_figure(run), path)
 
@@ -113,14 +114,14 @@ def _run(
 
 
 def _settings(
-    options: argparse.Namespace, loaded: LoadedModel, say: measuring.Say
+    options: argparse.Namespace, loaded: LoadedModel, asked: measuring.Formats, say: measuring.Say
 ) -> runner.Settings:
     """What to measure on this model, after the warnings about it."""
     ctx = options.ctx or protocol.PROTOCOLS[options.protocol].ctx
-    context, head_dim = loaded.config.context, loaded.config.head_dim
+    context = loaded.config.context
     measuring.check_context(ctx, context, beyond=options.beyond_context, say=say)
     return runner.Settings(
-        specs=measuring.usable(options.kv, head_dim, say),
+        specs=measuring.usable(asked, loaded, say),
         protocol=options.protocol,
         ctx=ctx,
         chunks=options.chunks,
@@ -129,6 +130,7 @@ def _settings(
         reads=options.reads,
         by_layer=options.by_layer,
         implementation=arguments.implementation(options),
+        calibration=asked[1],
     )
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltakv_jax.cli import arguments, measuring, progress
-from deltakv_jax.config import LlamaConfig
 from deltakv_jax.errors import UserError
 from deltakv_jax.evaluation import plots, report, runner, sweep, texts
 from deltakv_jax.evaluation.results import Run
@@ -46,23 +45,26 @@ def measure(options: argparse.Namespace, say: measuring.Say) -> None:
     measuring.check_json(options)
     if options.plot is not None:
         plots.check_plot_target(Path(options.plot))
+    asked = measuring.formats(options)
     measured_on = [texts.load_text(name) for name in dict.fromkeys(options.text)]
+    measuring.warn_of_texts(measured_on, asked, say)
     loaded = arguments.load(options)
-    cells = sweep.cells(loaded, measured_on, _settings(options, loaded.config, say), say)
+    cells = sweep.cells(loaded, measured_on, _settings(options, loaded, asked, say), say)
     runs = _runs(options, loaded, cells, say)
     # stdout is for the JSON alone where it is asked for there
     out = measuring.console(stderr=options.json == "-")
     for of_text in sweep.by_text(runs):
         out.print(sweep.title(of_text[0]), sweep.table(of_text), "", sep="\n")
-    measuring.write_json(options.json, report.to_json(runs))
+    measuring.write_json(options.json, report.to_json(runs, calibration=asked[1]))
     if options.plot is not None:
         plots.save(plots.sweep_figure(runs), Path(options.plot))
 
 
 def _settings(
-    options: argparse.Namespace, config: LlamaConfig, say: measuring.Say
+    options: argparse.Namespace, loaded: LoadedModel, asked: measuring.Formats, say: measuring.Say
 ) -> list[runner.Settings]:
     """One for each context, after the warnings about this model."""
+    config = loaded.config
     contexts = _contexts(options, config.context)
     for ctx in contexts:
         measuring.check_context(ctx, config.context, beyond=options.beyond_context, say=say)
@@ -71,7 +73,7 @@ def _settings(
             f"--tokens {options.tokens} is less than one chunk of --ctx {contexts[-1]}; "
             "give more, or the smaller --ctx alone"
         )
-    specs = measuring.usable(options.kv, config.head_dim, say)
+    specs = measuring.usable(asked, loaded, say)
     return [
         runner.Settings(
             specs=specs,
@@ -79,6 +81,7 @@ def _settings(
             ctx=ctx,
             chunks=None if options.tokens is None else options.tokens // ctx,
             batch=options.batch,
+            calibration=asked[1],
         )
         for ctx in contexts
     ]

@@ -2,6 +2,17 @@
 
 from deltakv_jax.codec.formats import Format, Leaf, Leaves, Unpack
 from deltakv_jax.codec.packing import Planes
-from deltakv_jax.codec.spec import KVSpec, parse_spec
+from deltakv_jax.codec.spec import CacheSpec, KVSpec, LayerSpecs, kinds_of, parse_spec
 
-__all__ = ["Format", "KVSpec", "Leaf", "Leaves", "Planes", "Unpack", "parse_spec"]
+__all__ = [
+    "CacheSpec",
+    "Format",
+    "KVSpec",
+    "LayerSpecs",
+    "Leaf",
+    "Leaves",
+    "Planes",
+    "Unpack",
+    "kinds_of",
+    "parse_spec",
+]

@@ -27,6 +27,32 @@ class KVSpec:
             side.leaves(head_dim)
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerSpecs:
+    """A spec for each layer, under one name. Hashable, so static under `jit`."""
+
+    name: str
+    layers: tuple[KVSpec, ...]
+
+    def __str__(self) -> str:
+        """The name: the specs of all layers would fill a line each."""
+        return self.name
+
+    def check(self, head_dim: int) -> None:
+        """Raises UserError where a side of any layer cannot hold this head_dim."""
+        for spec in dict.fromkeys(self.layers):
+            spec.check(head_dim)
+
+
+CacheSpec = KVSpec | LayerSpecs
+"""The formats of a cache: the same for all layers, or for each its own."""
+
+
+def kinds_of(spec: CacheSpec) -> tuple[KVSpec, ...]:
+    """The different specs of a cache's layers, in order of first use."""
+    return (spec,) if isinstance(spec, KVSpec) else tuple(dict.fromkeys(spec.layers))
+
+
 def parse_spec(text: str) -> KVSpec:
     """The spec that `text` names, or a UserError that says what would be right."""
     sides = text.split("/")

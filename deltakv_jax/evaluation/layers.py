@@ -15,10 +15,10 @@ from jaxtyping import Array, Float32, Int32
 from deltakv_jax.attention import RopeTables, attend
 from deltakv_jax.attention.centre import read_values
 from deltakv_jax.attention.rope import inverse_frequencies
-from deltakv_jax.cache import KVCache, advance
-from deltakv_jax.codec import KVSpec, parse_spec
+from deltakv_jax.cache import KVCache, Sides, advance
+from deltakv_jax.codec import CacheSpec, parse_spec
 from deltakv_jax.evaluation.scoring import cut_in_pieces
-from deltakv_jax.generation.steps import empty_cache
+from deltakv_jax.generation.steps import cache_for
 from deltakv_jax.model import Collectives, Llama
 from deltakv_jax.parallel.collectives import collectives_on, spread
 from deltakv_jax.parallel.sharding import BATCH, cache_specs, model_specs
@@ -44,8 +44,9 @@ class _Beside(NamedTuple):
 def layer_squares(
     model: Llama,
     tokens: Int32[Array, "*data ctx"],
+    centre: Sides | None = None,
     *,
-    specs: tuple[KVSpec, ...],
+    specs: tuple[CacheSpec, ...],
     piece: int,
     mesh: Mesh | None = None,
 ) -> Float32[Array, "*data f l 3 2"]:
@@ -54,6 +55,7 @@ def layer_squares(
     Args:
       model: the weights.
       tokens: one chunk, or on a mesh one for each row of devices.
+      centre: the means, as `make_cache` takes them.
       specs: the formats.
       piece: tokens fed at once.
       mesh: the devices that share the model.
@@ -73,7 +75,8 @@ def layer_squares(
         squares = jnp.concatenate([stored, beside.squares[:, :, None]], axis=2)
         return on.reduce(squares).reshape(*tokens.shape[:-1], *squares.shape)
 
-    make = lambda spec: empty_cache(model.config, spec, capacity=ctx, batch=tokens.size // ctx)
+    sizes = {"capacity": ctx, "batch": tokens.size // ctx, "centre": centre}
+    make = functools.partial(cache_for, model.config, **sizes)
     exact, caches = make(parse_spec("f32")), tuple(map(make, specs))
     cached = (cache_specs(exact), tuple(map(cache_specs, caches)))
     inputs = (model_specs(model), BATCH, *cached)

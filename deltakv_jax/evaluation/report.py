@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 import deltakv_jax
+from deltakv_jax.calibration import Calibration
 from deltakv_jax.evaluation.results import Row, Run
 from deltakv_jax.parallel.mesh import named
 
@@ -98,14 +99,19 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def document(runs: Sequence[Run], mesh: Mesh | None = None) -> dict:
+def document(
+    runs: Sequence[Run], mesh: Mesh | None = None, calibration: Calibration | None = None
+) -> dict:
     """All runs and what they were made with, as plain values for JSON."""
-    return {"runs": [dataclasses.asdict(run) for run in runs], **surroundings(mesh)}
+    return {"runs": [dataclasses.asdict(run) for run in runs], **surroundings(mesh, calibration)}
 
 
-def surroundings(mesh: Mesh | None = None) -> dict[str, str]:
-    """What figures were made with: the device, or the mesh of such, and the versions."""
+def surroundings(
+    mesh: Mesh | None = None, calibration: Calibration | None = None
+) -> dict[str, str]:
+    """What figures were made with: calibration, the device or the mesh of such, the versions."""
     return {
+        **({} if calibration is None else {"kv_calibration": calibration.sha256}),
         "device": jax.devices()[0].device_kind,
         **({} if mesh is None else {"mesh": named(mesh.shape)}),
         "jax": jax.__version__,
@@ -114,6 +120,8 @@ def surroundings(mesh: Mesh | None = None) -> dict[str, str]:
     }
 
 
-def to_json(runs: Sequence[Run], mesh: Mesh | None = None) -> str:
+def to_json(
+    runs: Sequence[Run], mesh: Mesh | None = None, calibration: Calibration | None = None
+) -> str:
     """`document` as text; a figure that JSON cannot hold (NaN) is an error."""
-    return json.dumps(document(runs, mesh), indent=2, allow_nan=False) + "\n"
+    return json.dumps(document(runs, mesh, calibration), indent=2, allow_nan=False) + "\n"

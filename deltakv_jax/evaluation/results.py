@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from deltakv_jax.cache import bits_per_value, cache_bytes
-from deltakv_jax.codec import KVSpec
+from deltakv_jax.codec import CacheSpec, kinds_of
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.evaluation import statistics
 from deltakv_jax.evaluation.profiles import Profile, by_group_position, by_position
@@ -54,7 +54,7 @@ class Row:
     """The figures of one format. `ppl_stderr` and its like are one standard error.
 
     Attributes:
-      kv: the canonical spec.
+      kv: the canonical spec, or the name of those of all layers.
       ppl: perplexity, exp of the mean nll.
       delta_ln_ppl: ln(ppl / ppl of the first format); its error is paired.
       delta_ln_ppl_low, delta_ln_ppl_high: its 95 % interval, by resampling whole chunks; None for a
@@ -154,14 +154,14 @@ class Size(NamedTuple):
     kv_bytes: int
 
 
-def cache_size(config: LlamaConfig, spec: KVSpec, ctx: int) -> Size:
+def cache_size(config: LlamaConfig, spec: CacheSpec, ctx: int) -> Size:
     """The size of the cache that a chunk of `ctx` tokens fills; nothing is allocated."""
     cache = jax.eval_shape(lambda: empty_cache(config, spec, capacity=ctx))
     return Size(bits_per_value(cache), cache_bytes(cache))
 
 
 def rows(
-    specs: Sequence[KVSpec], ctx: int, measured: Measured, sizes: Sequence[Size]
+    specs: Sequence[CacheSpec], ctx: int, measured: Measured, sizes: Sequence[Size]
 ) -> tuple[Row, ...]:
     """The figures of each format, over all tokens of all chunks; the first format is the base."""
     speeds = ctx * measured.nll.shape[1] / measured.seconds
@@ -180,9 +180,9 @@ def rows(
     )
 
 
-def _interval(spec: KVSpec) -> int:
-    """Tokens after which the groups of K and of V begin anew together."""
-    return math.lcm(spec.k.interval, spec.v.interval)
+def _interval(spec: CacheSpec) -> int:
+    """Tokens after which the groups of K and of V of all layers begin anew together."""
+    return math.lcm(*(side.interval for kind in kinds_of(spec) for side in (kind.k, kind.v)))
 
 
 def _nll_figures(nll: np.ndarray, base_nll: np.ndarray) -> dict[str, Any]:

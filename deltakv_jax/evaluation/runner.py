@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 
 import deltakv_jax
 from deltakv_jax.attention import Implementation
-from deltakv_jax.codec import KVSpec, parse_spec
+from deltakv_jax.cache import Sides
+from deltakv_jax.calibration import Calibration
+from deltakv_jax.codec import CacheSpec, KVSpec, parse_spec
 from deltakv_jax.errors import UserError
 from deltakv_jax.evaluation import protocol, results
 from deltakv_jax.evaluation.layers import layer_squares
@@ -26,7 +28,7 @@ from deltakv_jax.generation.saving import fingerprint
 from deltakv_jax.model import Llama
 from deltakv_jax.parallel.mesh import named
 from deltakv_jax.parallel.placement import put, to_host
-from deltakv_jax.parallel.sharding import BATCH, DATA
+from deltakv_jax.parallel.sharding import BATCH, DATA, WHOLE
 from deltakv_jax.weights import LoadedModel
 
 T = TypeVar("T")
@@ -50,9 +52,10 @@ class Settings:
       reads: what tokens attend to; "raw" is not cache-true.
       by_layer: also measure the errors of each layer.
       implementation: of attention to the cache.
+      calibration: has the means for formats that take them off; without it they are zero.
     """
 
-    specs: tuple[KVSpec, ...]
+    specs: tuple[CacheSpec, ...]
     protocol: str = protocol.DEFAULT
     ctx: int = 512
     chunks: int | None = None
@@ -61,6 +64,7 @@ class Settings:
     reads: Reads = "cache"
     by_layer: bool = False
     implementation: Implementation | None = None
+    calibration: Calibration | None = None
 
 
 def default_specs(head_dim: int) -> tuple[tuple[KVSpec, ...], list[str]]:
@@ -105,7 +109,12 @@ def evaluate(
       settings: formats and route.
       progress: told how many chunks were just run, once for each format.
       store: keeps each batch as soon as it is measured, and has those of an interrupted run.
+
+    Raises:
+      UserError: where the calibration is of another model, or logits are not finite.
     """
+    if settings.calibration is not None:
+        settings.calibration.check_model(fingerprint(loaded.model))
     batches = {} if store is None else store.batches()
     progress(sum(batch.nll.shape[1] for batch in batches.values()) * len(settings.specs))
     made = measure(loaded.model, chunks, settings, progress, batches, loaded.mesh)
@@ -140,6 +149,7 @@ def identity(loaded: LoadedModel, text: Text, settings: Settings) -> dict[str, A
         "--ctx": settings.ctx,
         "--chunks": settings.chunks,
         "--kv": [str(spec) for spec in settings.specs],
+        "--kv-calibration": settings.calibration and settings.calibration.sha256,
         "--sequential": settings.sequential,
         "--attention": settings.implementation,
         "--reads": settings.reads,
@@ -166,7 +176,8 @@ def measure(
     """
     if not (missing := _missing(len(chunks.tokens), done or {}, settings.batch)):
         return
-    programs = _programs(settings, mesh)
+    centre = _centre(settings, mesh)
+    programs = _programs(settings, centre, mesh)
     scorer = functools.partial(score, first=chunks.first, mesh=mesh)
     for program in programs:  # compiled and run once, so that no timing holds its compilation
         jax.block_until_ready(program(model, _placed(chunks.tokens[:1], mesh)[0]))
@@ -178,7 +189,7 @@ def measure(
         by_chunk = zip(zip(*hidden, strict=True), batch, strict=True)
         scores = [scorer(model, states, tokens) for states, tokens in by_chunk]
         of_chunks = _of_chunks(scores, len(part), mesh)
-        squares = _squares(model, batch, len(part), settings, mesh)
+        squares = _squares(model, batch, len(part), settings, centre, mesh)
         yield part.start, _on_host(of_chunks, squares, seconds, part.start, settings.specs)
 
 
@@ -212,10 +223,18 @@ def _missing(count: int, done: dict[int, Measured], batch: int) -> list[range]:
     return parts
 
 
-def _programs(settings: Settings, mesh: Mesh | None) -> list[Program]:
+def _centre(settings: Settings, mesh: Mesh | None) -> Sides | None:
+    """The means on every device."""
+    if settings.calibration is None:
+        return None
+    return jax.tree.map(functools.partial(put, mesh, WHOLE), settings.calibration.centre)
+
+
+def _programs(settings: Settings, centre: Sides | None, mesh: Mesh | None) -> list[Program]:
     piece = piece_length(settings.ctx, sequential=settings.sequential)
     make = functools.partial(
         chunk_hidden,
+        centre=centre,
         piece=piece,
         reads=settings.reads,
         mesh=mesh,
@@ -236,14 +255,19 @@ def _timed(
 
 
 def _squares(
-    model: Llama, batch: Sequence[jax.Array], count: int, settings: Settings, mesh: Mesh | None
+    model: Llama,
+    batch: Sequence[jax.Array],
+    count: int,
+    settings: Settings,
+    centre: Sides | None,
+    mesh: Mesh | None,
 ) -> np.ndarray:
     """Float64 [f c l 3 2], of no layers where they are not asked for."""
     if not settings.by_layer:
         return np.zeros((len(settings.specs), count, 0, 3, 2))
     piece = piece_length(settings.ctx, sequential=False)
     make = functools.partial(layer_squares, specs=settings.specs, piece=piece, mesh=mesh)
-    squares = _of_chunks([make(model, tokens) for tokens in batch], count, mesh)
+    squares = _of_chunks([make(model, tokens, centre) for tokens in batch], count, mesh)
     return np.stack(squares, axis=1).astype(np.float64)
 
 
@@ -252,7 +276,7 @@ def _on_host(
     squares: np.ndarray,
     seconds: Sequence[float],
     start: int,
-    specs: Sequence[KVSpec],
+    specs: Sequence[CacheSpec],
 ) -> Measured:
     for chunk, of_chunk in enumerate(scores, start + 1):
         _check_finite(chunk, of_chunk, specs)
@@ -267,7 +291,7 @@ def _on_host(
     )
 
 
-def _check_finite(chunk: int, scores: TokenScores, specs: Sequence[KVSpec]) -> None:
+def _check_finite(chunk: int, scores: TokenScores, specs: Sequence[CacheSpec]) -> None:
     for spec, finite in zip(specs, scores.finite, strict=True):
         if not np.all(finite):
             raise UserError(

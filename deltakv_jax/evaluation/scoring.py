@@ -19,10 +19,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from deltakv_jax.attention import Implementation, attend
-from deltakv_jax.cache import KVCache
-from deltakv_jax.codec import KVSpec
+from deltakv_jax.cache import KVCache, Sides
+from deltakv_jax.codec import CacheSpec
 from deltakv_jax.evaluation.raw import attend_raw
-from deltakv_jax.generation.steps import empty_cache, forward
+from deltakv_jax.generation.steps import cache_for, forward
 from deltakv_jax.model import Llama
 from deltakv_jax.parallel.collectives import collectives_on, spread
 from deltakv_jax.parallel.sharding import BATCH, cache_specs, model_specs
@@ -70,8 +70,9 @@ def cut_in_pieces(tokens: Int32[Array, " ctx"], piece: int) -> tuple[Array, Arra
 def chunk_hidden(
     model: Llama,
     tokens: Int32[Array, "*data ctx"],
+    centre: Sides | None = None,
     *,
-    spec: KVSpec,
+    spec: CacheSpec,
     piece: int,
     reads: Reads = "cache",
     mesh: Mesh | None = None,
@@ -83,6 +84,7 @@ def chunk_hidden(
       model: the weights.
       tokens: the chunk; the cache is empty before it and full after it. On a mesh, a chunk for
         each row of devices.
+      centre: the means, as `make_cache` takes them.
       spec: the cache's format.
       piece: tokens fed at once; 1 is the route that decoding takes.
       reads: what the tokens of a piece attend to.
@@ -100,7 +102,8 @@ def chunk_hidden(
         _, hidden = jax.lax.scan(feed, empty, cut_in_pieces(tokens.reshape(ctx), piece))
         return hidden.reshape(-1, hidden.shape[-1])[:ctx].reshape(*tokens.shape, -1)
 
-    empty = empty_cache(model.config, spec, capacity=ctx, batch=tokens.size // ctx)
+    batch = tokens.size // ctx
+    empty = cache_for(model.config, spec, capacity=ctx, batch=batch, centre=centre)
     inputs = (model_specs(model), BATCH, cache_specs(empty))
     return spread(mesh, run, inputs, BATCH)(model, tokens, empty)
 

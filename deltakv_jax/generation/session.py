@@ -12,7 +12,8 @@ import numpy as np
 from deltakv_jax.attention import Implementation
 from deltakv_jax.cache import KVCache, cache_bytes, make_cache
 from deltakv_jax.cache.grow import grow
-from deltakv_jax.codec import KVSpec, parse_spec
+from deltakv_jax.calibration import Calibration
+from deltakv_jax.codec import CacheSpec, LayerSpecs, parse_spec
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.errors import UserError
 from deltakv_jax.generation import saving
@@ -40,6 +41,7 @@ class Request:
     Attributes:
       prompts: one per sequence; may be empty only with `load_cache`.
       spec: the cache's format; None is the loaded cache's, or else f16.
+      calibration: has the means that the format takes off; a loaded cache has its own.
       max_new_tokens: per sequence.
       sampling: how tokens are drawn.
       seed: of the first sequence; each next one has the next.
@@ -53,7 +55,8 @@ class Request:
     """
 
     prompts: tuple[str, ...]
-    spec: KVSpec | None = None
+    spec: CacheSpec | None = None
+    calibration: Calibration | None = None
     max_new_tokens: int
     sampling: Sampling = GREEDY
     seed: int = 0
@@ -95,8 +98,11 @@ def run(loaded: LoadedModel, request: Request, on_text: OnText, warn: Warn) -> O
     """Does what `request` says.
 
     Raises:
-      UserError: where a prompt or a saved cache does not fit the model, or logits are not finite.
+      UserError: where a prompt, a saved cache or a calibration does not fit the model, or logits
+        are not finite.
     """
+    if request.calibration is not None:
+        request.calibration.check_model(saving.fingerprint(loaded.model))
     prompts = [_encode(loaded.tokenizer, request, text) for text in request.prompts]
     saved = _load(loaded, request.load_cache, request.spec) if request.load_cache else None
     end, prefilled = _prefill(loaded, request, prompts, saved, warn)
@@ -112,9 +118,11 @@ def _encode(tokenizer: Tokenizer, request: Request, prompt: str) -> list[int]:
     return tokenizer.encode(prompt, bos=request.load_cache is None, special=request.special)
 
 
-def _load(loaded: LoadedModel, folder: Path, spec: KVSpec | None) -> Prefilled:
+def _load(loaded: LoadedModel, folder: Path, spec: CacheSpec | None) -> Prefilled:
     saved = saving.load(folder, loaded.model, loaded.mesh)
-    if spec is not None and saved.cache.layout.kinds != (spec,):
+    layers = spec.layers if isinstance(spec, LayerSpecs) else (spec,) * loaded.config.layers
+    held = saved.cache.layout
+    if spec is not None and layers != tuple(held.kinds[kind] for kind in held.kind_of):
         raise UserError(f"the cache in {folder} is {kv(saved.cache)}, not {spec}")
     return saved
 
@@ -148,7 +156,14 @@ def _prefill(
         spec, batch = request.spec or parse_spec(DEFAULT_SPEC), len(prompts)
         check_batch(mesh, batch)
         capacity = _capacity(loaded.config, request, prompts, [0] * batch, warn)
-        cache = empty_cache(loaded.config, spec, batch=batch, capacity=capacity, mesh=mesh)
+        cache = empty_cache(
+            loaded.config,
+            spec,
+            batch=batch,
+            capacity=capacity,
+            mesh=mesh,
+            calibration=request.calibration,
+        )
     else:
         held = to_host(saved.cache.lengths).tolist()
         capacity = _capacity(loaded.config, request, prompts, held, warn)

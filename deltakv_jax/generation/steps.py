@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float32, Int32
 
 from deltakv_jax.attention import Implementation, attend
-from deltakv_jax.cache import KVCache, advance, make_cache
-from deltakv_jax.codec import KVSpec
+from deltakv_jax.cache import KVCache, Sides, advance, make_cache
+from deltakv_jax.calibration import Calibration
+from deltakv_jax.codec import CacheSpec, KVSpec, LayerSpecs
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.errors import UserError
 from deltakv_jax.model import ONE_DEVICE, Collectives, Llama
@@ -32,23 +33,57 @@ PIECES = (32, 64, 128, 256, 512)
 
 def empty_cache(
     config: LlamaConfig,
-    spec: KVSpec | Sequence[KVSpec],
+    spec: CacheSpec | Sequence[KVSpec],
     *,
     capacity: int,
     batch: int = 1,
     mesh: Mesh | None = None,
+    calibration: Calibration | None = None,
 ) -> KVCache:
-    """An empty cache for a model of this config; raises UserError as `make_cache` does."""
+    """An empty cache for a model of this config.
+
+    Args:
+      config: the model's sizes.
+      spec: the format of all layers, or of each.
+      capacity: tokens per sequence.
+      batch: number of sequences.
+      mesh: the devices over which the cache lies.
+      calibration: has the means for formats that take them off; without it they are zero.
+
+    Raises:
+      UserError: as `make_cache` does, or where the calibration is of another model.
+    """
+    if calibration is not None:
+        calibration.check_sizes(config)
     make = functools.partial(
-        make_cache,
+        cache_for,
+        config,
         spec,
+        capacity=capacity,
+        batch=batch,
+        centre=None if calibration is None else calibration.centre,
+    )
+    return make_on(mesh, make)
+
+
+def cache_for(
+    config: LlamaConfig,
+    spec: CacheSpec | Sequence[KVSpec],
+    *,
+    capacity: int,
+    batch: int,
+    centre: Sides | None,
+) -> KVCache:
+    """`make_cache` for a model of this config, inside of a program too."""
+    return make_cache(
+        spec.layers if isinstance(spec, LayerSpecs) else spec,
         layers=config.layers,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         capacity=capacity,
         batch=batch,
+        centre=centre,
     )
-    return make_on(mesh, make)
 
 
 @typed

@@ -78,7 +78,7 @@ def test_the_usual_contexts_end_where_the_model_does(tiny, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(sweep, "_runs", lambda options, loaded, cells, say: asked.extend(cells))
     monkeypatch.setattr(sweep.sweep, "by_text", lambda runs: [])
-    monkeypatch.setattr(sweep.report, "to_json", lambda runs: "")
+    monkeypatch.setattr(sweep.report, "to_json", lambda runs, calibration: "")
     assert sweep.main(tiny) == 0
     assert [cell.settings.ctx for cell in asked] == [256]
     asked.clear()
