@@ -381,6 +381,8 @@ FAULTS = (
         "pallas/deltakv_pallas/decode.py",
         (("positions - window_of(spec)[0], heads", "positions, heads"),),
         "tests/attention/test_near.py::test_the_kernel_reads_the_same",
+    ),
+    Fault(
         "a calibration's file is read though it was changed",
         "deltakv_jax/calibration.py",
         (('if fields.pop("sha256") != _sha256(arrays, fields):', 'if not fields.pop("sha256"):'),),

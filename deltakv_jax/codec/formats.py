@@ -430,7 +430,7 @@ class _Layered(_Independent):
     window: int = 64
     sinks: int = 4
     options: ClassVar = {
-        "bits": (2, 3, 4), "block": (32, 64), "window": 0, "sinks": 0, "centre": None
+        "bits": (2, 3, 4), "block": (16, 32, 64), "window": 0, "sinks": 0, "centre": None
     }  # fmt: skip
 
     @property

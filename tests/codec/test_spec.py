@@ -11,7 +11,7 @@ from deltakv_jax.errors import UserError
 
 KNOWN = (
     "known are f32, bf16, f16, q8_0[:rotate], q4_0[:rotate], delta[:rotate][:interval=N], "
-    "layered[:bits=2|3|4][:block=32|64][:window=N][:sinks=N][:centre]"
+    "layered[:bits=2|3|4][:block=16|32|64][:window=N][:sinks=N][:centre]"
 )
 
 
