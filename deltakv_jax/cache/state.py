@@ -12,6 +12,7 @@ a ring for the last ones: token t in row sinks + t mod (window + SPARE).
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -135,13 +136,15 @@ def make_cache(
         _check_windows(kind)
         members = [layer for layer, its in enumerate(layout.kind_of) if its == index]
         # K and V are built apart: one buffer in two donated leaves would be donated twice.
-        stacks.append(
-            Stack(
-                *(_empty(side, shape, slots, head_dim) for side in (kind.k, kind.v)),
-                Sides(*(_empty_near(side, shape, head_dim) for side in (kind.k, kind.v))),
-                _centres(kind, centre, members, (*shape, 1, head_dim)),
+        packed, near = (
+            Sides(k=make(kind.k), v=make(kind.v))
+            for make in (
+                partial(_empty, shape=shape, slots=slots, head_dim=head_dim),
+                partial(_empty_near, shape=shape, head_dim=head_dim),
             )
         )
+        means = _centres(kind, centre, members, (*shape, 1, head_dim))
+        stacks.append(Stack(packed.k, packed.v, near, means))
     lengths = jnp.zeros(batch, jnp.int32)
     return KVCache(tuple(stacks), lengths, layout, capacity, head_dim)
 

@@ -179,8 +179,14 @@ def random_layer(shape: AttentionShape, seed: int) -> tuple[Array, Array]:
 
 def filled_cache(shape: AttentionShape, kv: str, layers: Layers) -> KVCache:
     """A cache that holds all tokens in every layer."""
-    sizes = {"kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "batch": shape.batch}
-    cache = make_cache(parse_spec(kv), layers=len(layers), capacity=shape.tokens, **sizes)
+    cache = make_cache(
+        parse_spec(kv),
+        layers=len(layers),
+        capacity=shape.tokens,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        batch=shape.batch,
+    )
     fill, piece = jax.jit(write, donate_argnums=0), min(PIECE, shape.tokens)
     counts = jnp.full(shape.batch, piece, jnp.int32)
     for start in range(0, shape.tokens, piece):

@@ -136,8 +136,13 @@ def random_model(config: LlamaConfig) -> Llama:
 
 def empty_cache(config: LlamaConfig, kv: str, capacity: int) -> KVCache:
     """A cache for one sequence."""
-    sizes = {"layers": config.layers, "kv_heads": config.kv_heads, "head_dim": config.head_dim}
-    return make_cache(parse_spec(kv), **sizes, capacity=capacity)
+    return make_cache(
+        parse_spec(kv),
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        capacity=capacity,
+    )
 
 
 def random_tokens(config: LlamaConfig, count: int) -> list[int]:

@@ -40,7 +40,7 @@ Q, K, V = (
     RNG.standard_normal((BATCH, LENGTH, heads, HEAD_DIM)).astype(np.float32)
     for heads in (HEADS, KV_HEADS, KV_HEADS)
 )
-MEANS = [RNG.standard_normal((1, KV_HEADS, HEAD_DIM)).astype(np.float16) for _ in "kv"]
+MEANS = jnp.array(RNG.standard_normal((2, 1, KV_HEADS, HEAD_DIM)), jnp.float16)
 ROPE = rope_tables(CONFIG, jnp.tile(jnp.arange(LENGTH), (BATCH, 1)))
 
 
@@ -52,7 +52,7 @@ def make(spec: KVSpec) -> KVCache:
         head_dim=HEAD_DIM,
         capacity=LENGTH,
         batch=BATCH,
-        centre=Sides(*({"mean": mean} for mean in MEANS)),
+        centre=Sides(k={"mean": MEANS[0]}, v={"mean": MEANS[1]}),
     )
 
 

@@ -1,6 +1,7 @@
 """The parts of the benchmark of attention that can be wrong without a clock saying so."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def test_a_cache_is_filled_piece_by_piece(monkeypatch):
 @pytest.mark.parametrize("kv", ["f16", "q8_0/f32", "delta:interval=16/q4_0"])
 def test_bytes_are_those_of_the_leaves(kv):
     """All of them for as many tokens as there is room for, and whole groups for fewer."""
-    sizes = {"kv_heads": 3, "head_dim": 64, "batch": 2}
+    sizes: dict[str, Any] = {"kv_heads": 3, "head_dim": 64, "batch": 2}
     of = lambda tokens: make_cache(parse_spec(kv), layers=1, capacity=tokens, **sizes)
     for tokens in (16, 33, 48):
         assert bytes_read(of(48), 0, tokens) <= cache_bytes(of(tokens))

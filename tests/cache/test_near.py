@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deltakv_jax.cache import KVCache, make_cache, truncate
+from deltakv_jax.cache import KVCache, Near, make_cache, truncate
 from deltakv_jax.cache.near import near_tokens
 from deltakv_jax.cache.state import SPARE
 from deltakv_jax.codec import parse_spec
@@ -68,12 +68,18 @@ def test_token_by_token_gives_the_bytes_of_one_step(seed, lengths):
     assert_same_bits(got, at_once(tokens, lengths))
 
 
+def near_in_layer(cache: KVCache, layer: int) -> Near:
+    near = near_tokens(cache, layer, jnp.int32(0), cache.lengths - 1, None)
+    assert near is not None
+    return near
+
+
 @jax.jit
 def near_of(cache: KVCache) -> list[tuple]:
     """What one more query of each sequence would read refined, in each layer."""
     newest = cache.lengths - 1
     layers = range(len(SPECS))
-    found = [near_tokens(cache, layer, jnp.int32(0), newest, None) for layer in layers]
+    found = [near_in_layer(cache, layer) for layer in layers]
     held = lambda near, x: jnp.where(near.seen(newest[:, None])[..., None], x, 0)
     return [tuple(held(near, x) for x in (*near.k, *near.v)) for near in found]
 
@@ -99,7 +105,7 @@ def test_what_left_the_ring_is_read_as_packed_after_a_longer_roll_back():
     """Less precise and never wrong: no row of another token is added."""
     kept = CAPACITY - SPARE - WINDOW - 3
     cache = cut(at_once(TOKENS, [CAPACITY] * BATCH), jnp.array([kept] * BATCH))
-    near = near_tokens(cache, 0, jnp.int32(0), cache.lengths - 1, None)
+    near = near_in_layer(cache, 0)
     spec = SPECS[0]
     rows = np.asarray(near.tokens[0])
     packed = spec.k.terms({key: leaf[0][:, :, rows] for key, leaf in cache.stacks[0].k.items()})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def decoded(side: Format, leaves: Leaves) -> np.ndarray:
     return terms @ HADAMARD if side.rotate else terms
 
 
-def layered_by_hand(side: Format, leaves: Leaves) -> np.ndarray:
+def layered_by_hand(side: Any, leaves: Leaves) -> np.ndarray:
     """The values [t, d] in the stored frame, value by value as the README has it."""
     codes, scales = np.asarray(leaves["codes"], int), np.asarray(leaves["scales"], int)
     parts = 8 if side.bits == 3 else 4

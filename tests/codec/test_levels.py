@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,10 @@ from deltakv_jax.codec.levels import EVEN, LEVELS, Levels, quantize_levels, scal
 EXAMPLES = settings(max_examples=30, deadline=None, derandomize=True)
 GOLDEN = Path(__file__).parents[1] / "golden" / "layered.npz"
 quantize = jax.jit(quantize_levels, static_argnums=(1, 2))
+
+
+def layered(bits: int) -> Any:
+    return parse_spec(f"layered:bits={bits}").k
 
 
 def scales_by_hand(bytes_: np.ndarray) -> np.ndarray:
@@ -71,7 +76,7 @@ def test_codes_are_the_nearest_and_the_scale_the_best_of_those_tried(levels, dra
 def test_normal_values_lose_what_the_levels_promise(bits):
     """In dB: 2 bits -9.4, 3 bits -15.2, 4 bits -21.2 at blocks of 64, of at most 6.02 a bit."""
     x = np.random.default_rng(0).standard_normal((2000, 64)).astype(np.float32)
-    side = parse_spec(f"layered:bits={bits}:window=0:sinks=0").k
+    side = layered(bits)
     planes = jax.jit(lambda x: side.join(side.terms(side.quantize(x))))(x)
     error = 10 * np.log10(np.mean((np.asarray(planes) - x) ** 2))
     assert error < {2: -9.3, 3: -15.1, 4: -21.1}[bits]
@@ -93,7 +98,7 @@ def test_golden_bytes(bits, head_dim):
     golden = np.load(GOLDEN)
     at = lambda name: golden[f"{name}_{bits}_{head_dim}"]
     x = jnp.array(golden[f"x_{head_dim}"])
-    side = dataclasses.replace(parse_spec(f"layered:bits={bits}").k, rotate=False)
+    side = dataclasses.replace(layered(bits), rotate=False)
     rows = jax.jit(side.quantize)(x)
     for key, leaf in rows.items():
         np.testing.assert_array_equal(leaf, at(key), err_msg=key)

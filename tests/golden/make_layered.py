@@ -69,25 +69,29 @@ def quantized(
     sizes = abs(x.reshape(len(x), -1, block))
     levels = level(np.arange(1, 2**bits, 2), bend).astype(F32)
     largest = nearest_byte(sizes.max(axis=-1) * (F32(1) / levels[-1]).astype(F32))
-    best = None
-    for offset in tried:
-        byte = np.clip(largest + offset, 0, LARGEST_BYTE)
-        scale = scale_of(byte)[..., None]
-        limits = ((levels[1:].astype(float) + levels[:-1]) / 2).astype(F32)
-        steps = sum((sizes > scale * limit).astype(int) for limit in limits)
-        with np.errstate(over="ignore"):
-            error = total(np.minimum((levels[steps] * scale - sizes) ** 2, np.finfo(F32).max))
-        if best is None:
-            best = byte, steps, error
-        better = error < best[2]
-        best = (
-            np.where(better, byte, best[0]),
-            np.where(better[..., None], steps, best[1]),
-            np.minimum(error, best[2]),
-        )
+    byte, steps, error = attempt(sizes, levels, largest + tried[0])
+    for offset in tried[1:]:
+        other = attempt(sizes, levels, largest + offset)
+        better = other[2] < error
+        byte = np.where(better, other[0], byte)
+        steps = np.where(better[..., None], other[1], steps)
+        error = np.minimum(error, other[2])
     half = 2 ** (bits - 1)
-    codes = np.where(x.reshape(sizes.shape) < 0, half - 1 - best[1], half + best[1])
-    return codes.reshape(x.shape), best[0]
+    codes = np.where(x.reshape(sizes.shape) < 0, half - 1 - steps, half + steps)
+    return codes.reshape(x.shape), byte
+
+
+def attempt(
+    sizes: np.ndarray, levels: np.ndarray, byte: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The byte within bounds, the place of each magnitude's level, and the block's error."""
+    byte = np.clip(byte, 0, LARGEST_BYTE)
+    scale = scale_of(byte)[..., None]
+    limits = ((levels[1:].astype(float) + levels[:-1]) / 2).astype(F32)
+    steps = np.sum([sizes > scale * limit for limit in limits], axis=0)
+    with np.errstate(over="ignore"):
+        error = total(np.minimum((levels[steps] * scale - sizes) ** 2, np.finfo(F32).max))
+    return byte, steps, error
 
 
 def level(n: np.ndarray, bend: int) -> np.ndarray:
@@ -126,7 +130,7 @@ def meant(codes: np.ndarray, scales: np.ndarray, bits: int, bend: int, block: in
 def words(codes: np.ndarray, parts: int, bits: int) -> np.ndarray:
     """One code of each part of a row to a word, the first part in the lowest bits."""
     split = np.split(codes.astype(np.uint16), parts, axis=-1)
-    made = sum(part << bits * place for place, part in enumerate(split))
+    made = np.sum([part << bits * place for place, part in enumerate(split)], axis=0)
     return made.astype(np.uint16 if parts * bits == 16 else np.uint8)
 
 

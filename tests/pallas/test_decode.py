@@ -5,6 +5,7 @@ ends of groups and of tiles.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ reference = jax.jit(attend_reference)
 
 def filled(kinds, heads: int, head_dim: int, lengths=LENGTHS) -> KVCache:
     """A cache with a layer per kind, all with the same K and V."""
-    sizes = {"layers": len(kinds), "kv_heads": heads, "head_dim": head_dim}
+    sizes: dict[str, Any] = {"layers": len(kinds), "kv_heads": heads, "head_dim": head_dim}
     specs = tuple(map(parse_spec, kinds))
     cache = make_cache(specs, **sizes, capacity=max(lengths), batch=len(lengths))
     shape = (2, len(lengths), max(lengths), heads, head_dim)

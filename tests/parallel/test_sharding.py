@@ -1,6 +1,7 @@
 """Where leaves lie: each sharded one in quarters, every role in the table, errors that help."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def test_each_device_holds_a_quarter_of_the_cache(shape):
 
 
 def test_the_specs_of_a_cache_are_its_own_tree():
-    shapes = {"layers": 1, "kv_heads": 2, "head_dim": 32, "capacity": 32}
+    shapes: dict[str, Any] = {"layers": 1, "kv_heads": 2, "head_dim": 32, "capacity": 32}
     cache = jax.eval_shape(lambda: make_cache(parse_spec("delta"), **shapes))
     specs = cache_specs(cache)
     assert specs.stacks[0].k["keyframes"] == P(None, "data", "tensor", None, None)
