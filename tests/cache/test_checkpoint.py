@@ -30,13 +30,9 @@ SPECS = (
 def filled(*specs: str, capacity: int = 40, seed: int = 0) -> KVCache:
     """A cache of two sequences whose every bit is random, NaNs among the values."""
     kinds = [parse_spec(spec) for spec in specs]
-    size: dict[str, Any] = {
-        "layers": len(kinds),
-        "kv_heads": 2,
-        "head_dim": 32,
-        "capacity": capacity,
-    }
-    cache = make_cache(kinds, **size, batch=2)
+    cache = make_cache(
+        kinds, layers=len(kinds), kv_heads=2, head_dim=32, capacity=capacity, batch=2
+    )
     draw = np.random.default_rng(seed)
     noise = lambda x: jnp.asarray(np.frombuffer(draw.bytes(x.nbytes), x.dtype).reshape(x.shape))
     return dataclasses.replace(
