@@ -119,7 +119,7 @@ def _moved(held: Sequence[Collective]) -> str:
 
 
 def _calls(lowered: dict[str, int]) -> str:
-    return _listed(lowered)
+    return _listed({name.rpartition("$")[2]: count for name, count in lowered.items()})
 
 
 def _listed(counts: dict[str, int]) -> str:
