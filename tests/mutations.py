@@ -521,6 +521,8 @@ def _pytest(tree: Path, test: str) -> int:
         "0",
         "-p",
         "no:cacheprovider",
+        "-m",
+        "not gpu",
         test,
     ]
     environment = {**os.environ, "PYTHONPATH": f"{tree}:{tree / 'pallas'}"}

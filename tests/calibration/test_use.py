@@ -67,6 +67,7 @@ def test_the_means_are_split_by_kv_heads():
         np.testing.assert_array_equal(np.asarray(leaf)[:, 1, :, 0], want)
 
 
+@pytest.mark.slow
 def test_a_chunk_over_a_mesh_is_that_of_one_device():
     centre = make_calibration(wide.CONFIG).centre
     tokens = np.random.default_rng(0).integers(0, 96, (1, CTX), np.int32)
@@ -141,6 +142,7 @@ def test_figures_of_another_models_calibration_are_refused():
         evaluate(loaded, Text("", "", ""), chunks, Settings(specs=(CENTRED,), calibration=other))
 
 
+@pytest.mark.slow
 def test_a_real_model_gains_by_its_means(shared):
     """Learned on another text than the one that is measured on."""
     loaded = load_model(shared / "models" / "tiny1m", "f32")
