@@ -29,6 +29,7 @@ _NEVER = -1e30  # a score below all others that can be subtracted from itself
 _TILES = 4  # of a span, with few rows: enough scores to share among threads
 _TILE = 512  # tokens, where there are many rows
 _LONGEST_TILE = 2048  # tokens, where there are few
+_NEAR_QUERIES = 64  # of a block that reads refined tokens
 _TILE_VALUES = 2**21  # of K, in all heads, with few rows; unpacked, 8 MiB: in a processor's cache
 
 
@@ -147,13 +148,44 @@ def _accumulate_near(
     plain: Array,
     positions: Array,
 ) -> tuple[Array, Array, Array]:
-    """The running softmax with the tokens that are read refined."""
-    scores = _dot_planes(spec.k.split(rows), near.k)
-    if step.centre is not None:
-        scores = scores + _dot("bkrd,bksd->bkrs", plain, rotated_mean(step.centre, near.tokens))
-    seen = jnp.tile(near.seen(positions), (1, rows.shape[2] // positions.shape[1], 1))[:, None]
-    mix = lambda p: spec.v.join(_mix_planes(p, near.v))
-    return _accumulate(carry, scores, seen, mix)
+    """The running softmax with the tokens that are read refined, some queries at a time.
+
+    No query sees more of them than its window, and many together see all.
+    """
+    t, size = positions.shape[1], min(_NEAR_QUERIES, positions.shape[1])
+    few = _few(rows.shape[2] // t * size, rows.shape[3])
+    split = spec.k.split if few else lambda rows: (rows,)
+    whole = {"k": (spec.k.join(near.k),), "v": (spec.v.join(near.v),)}
+    near = near if few else dataclasses.replace(near, **whole)
+
+    def block(index: Array, done: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        start = jnp.minimum(index * size, t - size)
+        part, at = near.of_queries(start, size), positions[:, start + jnp.arange(size)]
+        take, put = partial(_take_queries, t, start, size), partial(_put_queries, t, start)
+        scores = _dot_planes(split(take(rows)), part.k)
+        if step.centre is not None:
+            means = rotated_mean(step.centre, part.tokens)
+            scores = scores + _dot("bkrd,bksd->bkrs", take(plain), means)
+        seen = jnp.tile(part.seen(at), (1, rows.shape[2] // t, 1))[:, None]
+        mixed = lambda p: _mix_planes(p, part.v)
+        mix = lambda p: spec.v.join(mixed(p)) if few else mixed(p)[0]
+        return jax.tree.map(put, done, _accumulate(jax.tree.map(take, carry), scores, seen, mix))
+
+    return jax.lax.fori_loop(0, -(-t // size), block, carry)
+
+
+def _take_queries(t: int, start: Array, size: int, x: Array) -> Array:
+    """The rows [b, k, g * size, …] of some query tokens, of rows [b, k, g * t, …]."""
+    grouped = x.reshape(*x.shape[:2], -1, t, *x.shape[3:])
+    taken = jax.lax.dynamic_slice_in_dim(grouped, start, size, axis=3)
+    return taken.reshape(*x.shape[:2], -1, *x.shape[3:])
+
+
+def _put_queries(t: int, start: Array, x: Array, new: Array) -> Array:
+    """Rows with those that `_take_queries` took replaced."""
+    grouped = x.reshape(*x.shape[:2], -1, t, *x.shape[3:])
+    taken = new.reshape(*grouped.shape[:3], -1, *x.shape[3:])
+    return jax.lax.dynamic_update_slice_in_dim(grouped, taken, start, axis=3).reshape(x.shape)
 
 
 def _cut(spec: KVSpec, rows: Array, total: int) -> tuple[int, int]:

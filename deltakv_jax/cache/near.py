@@ -29,6 +29,19 @@ class Near:
     window: int = dataclasses.field(metadata={"static": True})
     sinks: int = dataclasses.field(metadata={"static": True})
 
+    def of_queries(self, start: Array, size: int) -> "Near":
+        """What `size` queries read from query `start` on, of those that `near_tokens` was for."""
+        rows = self.tokens.shape[1] - self.sinks
+        count = min(rows, size + max(self.window - 1, 0))
+
+        def take(x: Array, axis: int) -> Array:
+            first, recent = jnp.split(x, [self.sinks], axis=axis)
+            part = jax.lax.dynamic_slice_in_dim(recent, start, count, axis)
+            return jnp.concatenate([first, part], axis=axis)
+
+        k, v = (tuple(take(plane, 2) for plane in planes) for planes in (self.k, self.v))
+        return dataclasses.replace(self, k=k, v=v, tokens=take(self.tokens, 1))
+
     def seen(self, positions: Int32[Array, "b t"]) -> Array:
         """Bool [b, t, n]: what a query at each position reads here, each token once."""
         t, s = positions[..., None], self.tokens[:, None]
