@@ -38,6 +38,7 @@ from scripts.bench.codecs.candidates import FAMILIES, candidates, known, ring
 from scripts.bench.codecs.measuring import Bench, all_chunks
 from scripts.bench.codecs.passes import Candidate
 
+_LAYER = "whose errors in each layer go into the JSON"
 TEXTS = ("python-docs", "python-code")
 CALIBRATION_TOKENS = 40_000
 FILE_WIDTH = 150  # columns of a table that no terminal bounds
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--chunks", type=number, default=15, metavar="N", help="of each text (%(default)s)")
     add("--only", nargs="+", choices=tuple(FAMILIES), default=tuple(FAMILIES), metavar="FAMILY")
     add("--name", nargs="+", metavar="WORDS", help="only candidates whose name has one of these")
-    add("--by-layer", action="store_true", help="errors of each layer, in the JSON")
+    add("--by-layer", nargs="+", choices=tuple(FAMILIES), default=(), metavar="FAMILY", help=_LAYER)
     add("--json", type=Path, metavar="FILE", help="write all figures there, after each candidate")
     add("--plot", type=Path, metavar="FILE", help="write a rate-distortion plot there")
     options = parser.parse_args(argv)
@@ -105,7 +106,7 @@ def _run(
         calibration=f"{other.name}, {len(tokens)} chunks",
     )
     for candidate in _chosen(candidates(options.only, learned), options.name):
-        figures = bench.measure(candidate, by_layer=options.by_layer)
+        figures = bench.measure(candidate, by_layer=candidate.family in options.by_layer)
         sys.stderr.write(f"{text.name}: {candidate.name} {figures.kld_mean:.5f}\n")
         run = dataclasses.replace(run, figures=(*run.figures, figures))
         keep(run)

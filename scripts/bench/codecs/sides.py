@@ -57,18 +57,15 @@ class Side(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exact:
-    """Values as they are, or rounded to float16."""
-
-    half: bool = True
+    """Values as they are."""
 
     def read_back(self, x: Array, rope: Rotation, known: Known) -> Array:
         """After RoPE."""
-        y = rope(x)
-        return y.astype(jnp.float16).astype(jnp.float32) if self.half else y
+        return rope(x)
 
     def bits(self, head_dim: int, ctx: int) -> float:
-        """16 or 32."""
-        return 16 if self.half else 32
+        """Of float32."""
+        return 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
