@@ -33,11 +33,12 @@ from deltakv_jax.evaluation.texts import Text, load_text
 from deltakv_jax.generation.saving import fingerprint
 from deltakv_jax.weights import LoadedModel, load_model
 from scripts.bench import results
-from scripts.bench.codecs import calibration, report
+from scripts.bench.codecs import calibration, report, tables
 from scripts.bench.codecs.candidates import FAMILIES, candidates, known, ring
 from scripts.bench.codecs.measuring import Bench, all_chunks
 from scripts.bench.codecs.passes import Candidate
 
+_FROM = "measure nothing: show what --json wrote there"
 _LAYER = "whose errors in each layer go into the JSON"
 TEXTS = ("python-docs", "python-code")
 CALIBRATION_TOKENS = 40_000
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--name", nargs="+", metavar="WORDS", help="only candidates whose name has one of these")
     add("--by-layer", nargs="+", choices=tuple(FAMILIES), default=(), metavar="FAMILY", help=_LAYER)
     add("--json", type=Path, metavar="FILE", help="write all figures there, after each candidate")
+    add("--from", nargs="+", type=Path, dest="files", metavar="FILE", help=_FROM)
     add("--plot", type=Path, metavar="FILE", help="write a rate-distortion plot there")
     options = parser.parse_args(argv)
     return arguments.run(lambda: _measure(options), prog=parser.prog)
@@ -66,6 +68,9 @@ def _measure(options: argparse.Namespace) -> None:
     for path, name in ((options.json, "--json"), (options.plot, "--plot")):
         if path:
             files.check_writable(path, name)
+    if options.files:
+        _show(tables.read(options.files), options)
+        return
     loaded = load_model(arguments.model_path(options.model))
     done: list[report.Run] = []
 
@@ -77,9 +82,14 @@ def _measure(options: argparse.Namespace) -> None:
     texts = [load_text(name) for name in options.text]
     for text, other in zip(texts, [*texts[1:], texts[0]], strict=True):
         done.append(_run(loaded, text, other, options, keep))
-        _print(done[-1])
+    _show(done, options)
+
+
+def _show(runs: Sequence[report.Run], options: argparse.Namespace) -> None:
+    for run in runs:
+        _print(run)
     if options.plot:
-        report.save_plot(done, options.plot)
+        report.save_plot(runs, options.plot)
 
 
 def _run(

@@ -37,10 +37,10 @@ class Packaged(Candidate):
         self, layer: Array, k: Array, v: Array, rope: Rotation, known: Known
     ) -> tuple[Stored, Stored]:
         """Both sides, packed and unpacked."""
-        mean = lambda side: known.get(side, {}).get("mean", jnp.zeros((1, 1)))[layer]
+        mean = lambda name, side: known[name]["mean"][layer] if side.centre else None
         return (
-            read_back(self.spec.k, k, rope, mean("k")),
-            read_back(self.spec.v, v, unrotated, mean("v")),
+            read_back(self.spec.k, k, rope, mean("k", self.spec.k)),
+            read_back(self.spec.v, v, unrotated, mean("v", self.spec.v)),
         )
 
 
@@ -51,10 +51,13 @@ def packaged(spec: str) -> Packaged:
 
 @typed
 def read_back(
-    side: Format, x: Float32[Array, "b t k d"], rope: Rotation, mean: Float32[Array, "*k d"]
+    side: Format,
+    x: Float32[Array, "b t k d"],
+    rope: Rotation,
+    mean: Float32[Array, "k d"] | None = None,
 ) -> Stored:
-    """What a cache of one side holds of x before RoPE; `mean` is taken off if it is centred."""
-    centre = jnp.broadcast_to(_stored_mean(side, mean), x.shape)
+    """What a cache of one side holds of x before RoPE; the mean is what its centre would be."""
+    centre = jnp.zeros_like(x) if mean is None else _stored_mean(mean, x)
     rows = jnp.swapaxes(rope(x - centre), 1, 2)
     leaves = _encoded(side, rows)
     packed = side.decode(leaves)
@@ -64,8 +67,8 @@ def read_back(
     return Stored(back(packed), back(near), window)
 
 
-def _stored_mean(side: Format, mean: Array) -> Array:
-    return mean.astype(jnp.float16).astype(jnp.float32) if side.centre else jnp.zeros_like(mean)
+def _stored_mean(mean: Array, like: Array) -> Array:
+    return jnp.broadcast_to(mean.astype(jnp.float16).astype(jnp.float32), like.shape)
 
 
 def _encoded(side: Format, x: Array) -> Leaves:
