@@ -2,9 +2,9 @@
 
     python scripts/tables.py [--check] [FILE ...]
 
-A table stands between `<!-- table: results/NAME.json -->` and `<!-- end -->`; one of codecs has
-`codec-formats`, `-tools`, `-choices` or `-bounds` before the names. `--check` writes nothing, names
-what is out of date, and exits with status 1 if anything is.
+A table stands between `<!-- table: results/NAME.json -->` and `<!-- end -->`; one of codecs has a
+word before the names, such as `codec-tools`. `--check` writes nothing, names what is out of date,
+and exits with status 1 if anything is.
 """
 
 import sys

@@ -104,8 +104,7 @@ def _run(
     measured = Chunks(chunks.tokens[: options.chunks], chunks.first, chunks.available)
     tokens = _calibration(loaded, text, other, options)
     moments = calibration.learn(loaded.model, tokens, ring(32)["window"])
-    learned = loaded.config, moments
-    bench = Bench(loaded, measured, known(learned))
+    bench = Bench(loaded, measured, known(moments))
     run = report.Run(
         model=loaded.name,
         weights=fingerprint(loaded.model)["weights_checksum"],
@@ -115,7 +114,7 @@ def _run(
         chunks=len(measured.tokens),
         calibration=f"{other.name}, {len(tokens)} chunks",
     )
-    for candidate in _chosen(candidates(options.only, learned), options.name):
+    for candidate in _chosen(candidates(options.only, moments), options.name):
         figures = bench.measure(candidate, by_layer=candidate.family in options.by_layer)
         sys.stderr.write(f"{text.name}: {candidate.name} {figures.kld_mean:.5f}\n")
         run = dataclasses.replace(run, figures=(*run.figures, figures))

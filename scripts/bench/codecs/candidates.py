@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from deltakv_jax.config import LlamaConfig
 from scripts.bench.codecs.allotment import allotted, costs
 from scripts.bench.codecs.calibration import Moments
 from scripts.bench.codecs.feedback import Feedback, feedback_rows
@@ -32,7 +31,7 @@ from scripts.bench.codecs.quantizers import (
     levels_uniform,
 )
 from scripts.bench.codecs.reading import Window
-from scripts.bench.codecs.sides import Banded, Exact, Independent, Known, Side
+from scripts.bench.codecs.sides import Exact, Independent, Known, Side
 from scripts.bench.codecs.transforms import karhunen_loeve
 from scripts.bench.codecs.trellis import Trellis
 
@@ -50,6 +49,9 @@ TRIED = {
     6: (0.85, 0.95, 1.05, 1.15),
 }
 """Scales that the encoder tries, as `Scaled` has them."""
+
+FITTED = "Karhunen-Loève"
+"""The map that `known` has learned."""
 
 STEP = 16
 """Tokens that share one rotated mean, and those that it is made of where there is no other."""
@@ -172,9 +174,10 @@ def predictions() -> Iterable[Candidate]:
     yield from alone("intra", Independent(quantizer=q, mean="mean"))
     yield from alone("intra, no mean", Independent(quantizer=q))
     yield Simulated(name="K: intra, before RoPE", k=before, v=EXACT)
-    for name, coefficients in {"1": (1.0,), "0 or 1": (0.0, 1.0), "0, 1/2 or 1": three}.items():
+    for name, coefficients in {"1": (1.0,), "0, 1/2 or 1": three}.items():
         yield from alone(name, make(coefficients=coefficients))
         yield from alone(f"{name}, no mean", make(coefficients=coefficients, mean=None))
+    yield from alone("0 or 1", make(coefficients=(0.0, 1.0)))
     yield from alone("-1/2, 0 or 1/2", make(coefficients=(-0.5, 0.0, 0.5)))
     yield from alone("0, 1/2 or 1 by energy", make(coefficients=three, by_energy=True))
     yield from alone("0, 1/2 or 1 of the anchor", make(coefficients=three, anchor=True))
@@ -197,7 +200,6 @@ def quantizers() -> Iterable[Candidate]:
         "cubic, searched, e5m3 per 16": codes(4, 16),
         "Lloyd-Max, searched, e5m3 per 64": Scaled(levels=levels_normal(16), tried=SEARCHED),
         "trellis, e5m3 per 64": trellis(4),
-        "trellis, e5m3 per 32": trellis(4, 32),
     }
     for name, quantizer in some.items():
         yield both(name, make(quantizer=quantizer))
@@ -217,22 +219,10 @@ def trellis(bits: int, block: int = 64) -> Trellis:
     return Trellis(levels=levels, block=block, tried=tried[bits])
 
 
-def bands(head_dim: int) -> dict[str, tuple[int, ...]]:
-    """The widths of the bands of each fitted transform."""
-    half, quarter = head_dim // 2, head_dim // 4
-    return {"klt": (head_dim,), "klt in three": (quarter, half, quarter)}
-
-
-def transforms(config: LlamaConfig) -> Iterable[Candidate]:
-    """Fitted transforms with equal bits, and with more of them where they count."""
-    bits = {"klt": (4,), "klt in three": (5, 4, 3)}
+def transforms() -> Iterable[Candidate]:
+    """A fitted transform in place of a Hadamard transform."""
     yield from alone("Hadamard", base(4, 32))
-    for name, widths in bands(config.head_dim).items():
-        parts = (
-            (width, codes(b, min(32, width))) for width, b in zip(widths, bits[name], strict=True)
-        )
-        quantizer = Banded(bands=tuple(parts))
-        yield from alone(name, Independent(quantizer=quantizer, mean="mean", map=name))
+    yield from alone(FITTED, Independent(quantizer=codes(4, 32), mean="mean", map=FITTED))
 
 
 def windows() -> Iterable[Candidate]:
@@ -240,7 +230,7 @@ def windows() -> Iterable[Candidate]:
     four = base(4)
     yield both("base 4", four)
     yield both(f"base 4, sinks {SINKS}", four, window=Window(sinks=SINKS))
-    for recent in (32, 64, 128):
+    for recent in (64, 128):
         window = Window(recent=recent, sinks=SINKS)
         yield both(f"base 4, open group {recent}", four, window=window)
         window = dataclasses.replace(window, sliding=True)
@@ -249,6 +239,7 @@ def windows() -> Iterable[Candidate]:
     for bits in (3, 6):
         yield both(f"base 4, ring 64 of {bits} bits", four, **ring(64, bits))
     yield both("base 4, ring 64, no sinks", four, **ring(64, sinks=0))
+    yield lean("lean 4, ring 64", 4, **ring(64))
     tile = Tiles(bits_of_code=4)
     yield both("tiles, open group 128", tile, window=Window(recent=tile.tile, sinks=SINKS))
 
@@ -257,9 +248,8 @@ def widths() -> Iterable[Candidate]:
     """Bits of codes, with and without a ring."""
     for bits in (2, 3, 5):
         yield both(f"base {bits}", base(bits))
-        yield both(f"base {bits}, ring 64", base(bits), **ring(64))
     for bits in (2, 3):
-        yield both(f"base {bits}, ring 128", base(bits), **ring(128))
+        yield both(f"base {bits}, ring 64", base(bits), **ring(64))
     for k, v in ((3, 2), (2, 3), (4, 2), (2, 4)):
         yield Simulated(name=f"base {k}/{v}, ring 64", k=base(k), v=base(v), **ring(64))
     for bits in (2, 3, 4):
@@ -273,7 +263,6 @@ def budgets(moments: dict[str, Moments]) -> Iterable[Candidate]:
         (4.375, {}, ""),
         (4.0, ring(64), ", ring 64"),
         (3.0, ring(64), ", ring 64"),
-        (2.5, ring(64), ", ring 64"),
     ):
         bits = allotted(costs(moments, far=bool(rest)), average)
         k, v = (tuple(base(int(b)) for b in side) for side in bits)
@@ -283,31 +272,19 @@ def budgets(moments: dict[str, Moments]) -> Iterable[Candidate]:
     yield from alone("error feedback", Feedback(quantizer=codes(4)))
 
 
-def leaner() -> Iterable[Candidate]:
-    """Formats that need no calibration, or read less of the mean."""
-    for bits, recent in ((4, 64), (3, 128), (2, 128)):
-        yield lean(f"lean {bits}, ring {recent}", bits, **ring(recent))
-    yield lean("lean 4", 4)
-    for block in (32, 16):
-        stepped = Independent(quantizer=codes(4, block), mean="mean", mean_step=STEP)
-        name = f"base 4 in steps, scale per {block}"
-        yield Simulated(name=name, k=stepped, v=base(4, block))
-
-
-Learned = tuple[LlamaConfig, dict[str, Moments]]
+Learned = dict[str, Moments]
 
 FAMILIES: dict[str, Callable[[Learned], Iterable[Candidate]]] = {
     "formats": lambda learned: formats(),
     "rivals": lambda learned: rivals(),
-    "leaner": lambda learned: leaner(),
     "origins": lambda learned: origins(),
     "means": lambda learned: means(),
     "predictions": lambda learned: predictions(),
     "quantizers": lambda learned: quantizers(),
-    "transforms": lambda learned: transforms(learned[0]),
+    "transforms": lambda learned: transforms(),
     "windows": lambda learned: windows(),
     "widths": lambda learned: widths(),
-    "budgets": lambda learned: budgets(learned[1]),
+    "budgets": lambda learned: budgets(learned),
 }
 """What makes the candidates of each family for a model and what was learned of it."""
 
@@ -321,14 +298,11 @@ def candidates(families: Iterable[str], learned: Learned) -> list[Candidate]:
     ]
 
 
-def known(learned: Learned) -> Known:
-    """What the sides look up: means, transforms and error feedback."""
-    config, moments = learned
+def known(moments: dict[str, Moments]) -> Known:
+    """What the sides look up: means, the fitted transform and error feedback."""
+    maps = karhunen_loeve(moments, FITTED)
     found = {
-        side: {"mean": one.mean, "feedback": feedback_rows(one.fisher)}
+        side: {"mean": one.mean, "feedback": feedback_rows(one.fisher), **maps[side]}
         for side, one in moments.items()
     }
-    for name, widths in bands(config.head_dim).items():
-        maps = karhunen_loeve(moments, name, widths)
-        found = {side: found[side] | maps[side] for side in found}
     return jax.tree.map(jnp.asarray, found)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 COLUMNS = ("candidate", "bits", "KLD", "±", "99.9 %", "top %", "ppl %", "±", "95 % interval")
-NAMED = ("formats", "rivals", "leaner")
+NAMED = ("formats", "rivals")
 """Families whose points have a name in the plot."""
 
 MOST_BITS = 7
@@ -29,7 +29,6 @@ MOST_BITS = 7
 STYLES = (
     {"fmt": "o", "markersize": 5},
     {"fmt": "s", "markersize": 4},
-    {"fmt": "D", "markersize": 3},
     {"fmt": ".", "markersize": 4, "color": "0.75", "zorder": 0},
 )
 

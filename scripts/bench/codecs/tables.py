@@ -5,6 +5,7 @@ standard error that the chunks' own differences give it.
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from scripts.bench.codecs.measuring import Figures
 from scripts.bench.codecs.report import Run
 from scripts.bench.codecs.tools import TOOLS, Tool
 
-WHOLE = ("formats", "rivals", "leaner")
+WHOLE = ("formats", "rivals")
+WIDTH = 120  # columns of text
 SURE = 2.0  # standard errors
 CHOICES = (
     "0 or 1",
@@ -34,6 +36,28 @@ CHOICES = (
 def read(paths: Iterable[Path]) -> list[Run]:
     """The runs of some files."""
     return [run for path in paths for run in _runs({path: reading.read_object(path)})]
+
+
+def prediction_text(runs: Sequence[Run]) -> str:
+    """What predicting a token from the last one comes to, once the mean is off."""
+    parts = []
+    for side in "KV":
+        within = lambda name, side=side: _range(runs, f"{side}: {name}", f"{side}: intra")
+        parts.append(
+            f"{side}'s mean divergence is {within('1')} times that of coding each token alone if "
+            f"the last one is always taken off; {within('0, 1/2 or 1')} times if each block takes "
+            f"the best of 0, 1/2 and 1 of it, and {within('-1/2, 0 or 1/2')} times if the best of "
+            "-1/2, 0 and 1/2, of which a prediction has no use; "
+            f"{within('0, 1/2 or 1 by energy')} times if it takes what leaves the smallest "
+            "residual, which is what prediction gives."
+        )
+    return textwrap.fill(" ".join(parts), WIDTH, break_on_hyphens=False) + "\n"
+
+
+def _range(runs: Sequence[Run], name: str, against: str) -> str:
+    """The least and the largest ratio."""
+    values = sorted(ratio(_find(run, name), _find(run, against)).value for run in runs)
+    return f"{values[0]:.2f} to {values[-1]:.2f}"
 
 
 def formats_table(runs: Sequence[Run]) -> str:
@@ -82,6 +106,7 @@ Maker = Callable[[Sequence[Run]], str]
 MAKERS: dict[str, Callable[[dict[Path, dict[str, Any]]], str]] = {
     f"codec-{name}": lambda documents, make=make: make(_runs(documents))
     for name, make in {
+        "prediction": prediction_text,
         "formats": formats_table,
         "tools": tools_table,
         "choices": choices_table,

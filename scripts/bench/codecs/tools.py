@@ -72,15 +72,13 @@ def _predictions() -> list[Tool]:
 def _quantizers() -> list[Tool]:
     cubic, uniform = "cubic, searched, e5m3 per", "uniform, searched, e5m3 per"
     q = f"{cubic} 64"
-    f16, klt = "uniform, searched, f16 per 32", "no: the scale of a mixed head adapts as well"
+    f16, fitted = "uniform, searched, f16 per 32", "no: the scale of a mixed head adapts as well"
     feedback = "no: a loop over channels in the encoder"
     return [
         Tool("Hadamard, scale per 64", q, f"{q}, no Hadamard", "yes"),
         Tool("Hadamard, scale per 32", f"{cubic} 32", f"{cubic} 32, no Hadamard", "yes"),
-        _alone("K", "fitted transform in its place", "klt", "Hadamard", klt),
-        _alone("V", "fitted transform in its place", "klt", "Hadamard", klt),
-        _alone("K", "the same, 5, 4 and 3 bits", "klt in three", "Hadamard", klt),
-        _alone("V", "the same, 5, 4 and 3 bits", "klt in three", "Hadamard", klt),
+        _alone("K", "fitted transform in its place", "Karhunen-Loève", "Hadamard", fitted),
+        _alone("V", "fitted transform in its place", "Karhunen-Loève", "Hadamard", fitted),
         Tool("symmetric levels in place of q4_0's", "uniform, largest, f16 per 32", "q4_0", "yes"),
         Tool("scale of least error, uniform", f16, "uniform, largest, f16 per 32", "yes"),
         Tool("scale of least error, cubic", q, "cubic, largest, e5m3 per 64", "yes"),
@@ -90,8 +88,7 @@ def _quantizers() -> list[Tool]:
         Tool("scale per 16, not 32, cubic", f"{cubic} 16", f"{cubic} 32", "no"),
         Tool("cubic levels", q, f"{uniform} 64", "yes"),
         Tool("Lloyd-Max levels", "Lloyd-Max, searched, e5m3 per 64", q, "no: a table to look up"),
-        Tool("trellis, scale per 64", "trellis, e5m3 per 64", q, _TRELLIS),
-        Tool("trellis, scale per 32", "trellis, e5m3 per 32", f"{cubic} 32", _TRELLIS),
+        Tool("trellis", "trellis, e5m3 per 64", q, _TRELLIS),
         Tool("trellis, 4 bits, ring", "trellis 4, ring 64", "base 4, ring 64", _TRELLIS),
         Tool("trellis, 3 bits, ring", "trellis 3, ring 64", "base 3, ring 64", _TRELLIS),
         Tool("trellis, 2 bits, ring", "trellis 2, ring 64", "base 2, ring 64", _TRELLIS),
@@ -106,15 +103,15 @@ _TRELLIS = "no: decoding and encoding are dearer"
 def _windows() -> list[Tool]:
     groups = [
         Tool(f"open group of {n} in 16 bits", f"base 4, open group {n}", "base 4", "no: a ring")
-        for n in (32, 64, 128)
+        for n in (64, 128)
     ]
     rings = [
         Tool(f"last {n} in place of it", f"base 4, last {n}", f"base 4, open group {n}", "yes")
-        for n in (32, 64, 128)
+        for n in (64, 128)
     ]
     refined = [
         Tool(f"4-bit refinement, last {n}", f"base 4, ring {n}", f"base 4, last {n}", "yes")
-        for n in (32, 64, 128)
+        for n in (64, 128)
     ]
     bits = "no: a word for each width"
     return [
