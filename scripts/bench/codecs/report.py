@@ -128,8 +128,10 @@ def _shown(run: Run) -> list[Figures]:
 def _draw(axes: "Axes", run: Run) -> None:
     shown = _shown(run)
     parts = {name: [one for one in shown if one.family == name] for name in NAMED}
-    parts["parts of them"] = [one for one in shown if one.family not in NAMED]
+    parts["others"] = [one for one in shown if one.family not in NAMED]
     for (name, members), style in zip(parts.items(), STYLES, strict=True):
+        if not members:
+            continue
         bits, klds = [one.bits for one in members], [one.kld_mean for one in members]
         errors = [one.kld_stderr for one in members]
         axes.errorbar(bits, klds, errors, label=name, elinewidth=0.8, **style)
