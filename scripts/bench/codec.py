@@ -1,14 +1,15 @@
 """What cache codecs cost a model at equal bits: rivals, single tools, and what they come to.
 
     python scripts/bench/codec.py [--model MODEL] [--text NAME ...] [--ctx N] [--chunks N]
-        [--only FAMILY ...] [--name WORDS ...] [--by-layer] [--json FILE] [--plot FILE]
+        [--only FAMILY ...] [--name WORDS ...] [--by-layer FAMILY ...] [--from FILE ...]
+        [--json FILE] [--plot FILE]
 
 takes about an hour on two cores for the demo model at 2048 tokens, and 4 GB of memory; `--only` and
-`--name` choose. Every candidate is a simulated read-back (scripts/bench/codecs/), cache-true, its
-bits counted with windows and all side information. For each it prints the bits, the mean KL
-divergence from exact caches and its 99.9th percentile, the share of equal likeliest tokens and the
-paired change of perplexity with its 95 % interval. `q4_0:rotate` on python-docs should give 0.0370
-nats, on python-code 0.0171.
+`--name` choose. A candidate is a format of the package or simulated (scripts/bench/codecs/), read
+cache-true, its bits counted with windows and all side information. For each it prints the bits, the
+mean KL divergence from exact caches and its 99.9th percentile, the share of equal likeliest tokens
+and the paired change of perplexity with its 95 % interval. `q4_0:rotate` on python-docs should give
+0.0370 nats, on python-code 0.0171.
 
 Means and transforms are learned of other text: of the next of several texts, or of the chunks of a
 single one that are not measured.

@@ -31,7 +31,7 @@ class Bound:
     def asked(self) -> str:
         """In words."""
         within = "" if self.change is None else f", perplexity within {self.change:g} %"
-        return f"≤ {self.bits:g} bits, ≤ {self.share:g} of its KLD{within}"
+        return f"≤ {self.bits:g} bits, KLD ≤ {self.share:g} of the other's{within}"
 
     def met(self, one: Figures, other: Figures, interval: tuple[float, float] | None) -> bool:
         """Whether the figures keep it; a change of which no interval is known does not."""

@@ -1,4 +1,4 @@
-"""All simulated caches by name: rivals, the tools one at a time, and what they come to together.
+"""All candidates by name: the package's formats, rivals, and the tools one at a time.
 
 Names say what is done: K and V alike unless they say otherwise, "K:" and "V:" pack that side alone
 and leave the other exact. A base of b bits is `base(b)`: mean of the channels off K before RoPE and

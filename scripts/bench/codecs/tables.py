@@ -43,20 +43,23 @@ def prediction_text(runs: Sequence[Run]) -> str:
     parts = []
     for side in "KV":
         within = lambda name, side=side: _range(runs, f"{side}: {name}", f"{side}: intra")
+        predicted = f"{side}: 0, 1/2 or 1 by energy", f"{side}: intra"
         parts.append(
-            f"{side}'s mean divergence is {within('1')} times that of coding each token alone if "
-            f"the last one is always taken off; {within('0, 1/2 or 1')} times if each block takes "
-            f"the best of 0, 1/2 and 1 of it, and {within('-1/2, 0 or 1/2')} times if the best of "
-            "-1/2, 0 and 1/2, of which a prediction has no use; "
-            f"{within('0, 1/2 or 1 by energy')} times if it takes what leaves the smallest "
-            "residual, which is what prediction gives."
+            f"{side}: against coding each token by itself, always taking off the last one "
+            f"multiplies the mean divergence by {within('1')}. Where each block of 32 values takes "
+            f"the best of 0, 1/2 and 1 of it, the factor is {within('0, 1/2 or 1')}; but with the "
+            f"best of -1/2, 0 and 1/2 it is {within('-1/2, 0 or 1/2')}: most of the gain is a "
+            "choice among three grids. Where a block takes what leaves the smallest "
+            f"residual, so that prediction alone counts, it is {within('0, 1/2 or 1 by energy')}, "
+            f"and at equal bits {_range(runs, *predicted, paid=True)}."
         )
     return textwrap.fill(" ".join(parts), WIDTH, break_on_hyphens=False) + "\n"
 
 
-def _range(runs: Sequence[Run], name: str, against: str) -> str:
-    """The least and the largest ratio."""
-    values = sorted(ratio(_find(run, name), _find(run, against)).value for run in runs)
+def _range(runs: Sequence[Run], name: str, against: str, *, paid: bool = False) -> str:
+    """The least and the largest ratio; with what more bits are worth if `paid`."""
+    tool = Tool("", name, against, "")
+    values = sorted(_ratio(tool, run).value * (_worth(tool, run) if paid else 1) for run in runs)
     return f"{values[0]:.2f} to {values[-1]:.2f}"
 
 
@@ -167,14 +170,22 @@ def more_bits(tool: Tool, run: Run) -> float:
     return 2 * added if alone else added
 
 
+def _ratio(tool: Tool, run: Run) -> Estimate:
+    return ratio(_find(run, tool.candidate), _find(run, tool.against))
+
+
+def _worth(tool: Tool, run: Run) -> float:
+    """What its bits would give as finer codes: a quarter of the divergence for each."""
+    return 4 ** more_bits(tool, run)
+
+
 def verdict(tool: Tool, runs: Sequence[Run]) -> str:
-    """Whether it helps, with more bits more than they do as finer codes: a quarter for each."""
+    """Whether it pays, that is gives more than its bits do as finer codes."""
     found = []
     for run in runs:
-        at = ratio(_find(run, tool.candidate), _find(run, tool.against))
-        paid = 4 ** more_bits(tool, run)
-        low, high = ((at.value + side * SURE * at.stderr) * paid for side in (-1, 1))
-        found.append("helps" if high < 1 else "harms" if low > 1 else "even")
+        at = _ratio(tool, run)
+        low, high = ((at.value + side * SURE * at.stderr) * _worth(tool, run) for side in (-1, 1))
+        found.append("pays" if high < 1 else "costs" if low > 1 else "even")
     kinds = dict.fromkeys(found)
     if len(kinds) == 1:
         return found[0]
@@ -183,10 +194,11 @@ def verdict(tool: Tool, runs: Sequence[Run]) -> str:
 
 def _tool_line(tool: Tool, runs: Sequence[Run]) -> tuple[str, ...]:
     bits = dict.fromkeys(f"{more_bits(tool, run):+.2f}".replace("-0.00", "+0.00") for run in runs)
-    ratios = (ratio(_find(run, tool.candidate), _find(run, tool.against)) for run in runs)
-    shown = (f"{at.value:.2f} ± {at.stderr:.2f}" for at in ratios)
+    ratios = (_ratio(tool, run) for run in runs)
+    shown = (f"{at.value:.2f} ± {at.stderr:.{2 if at.stderr >= 0.01 else 3}f}" for at in ratios)
     added = " / ".join("0" if words == "+0.00" else words for words in bits)
-    return (tool.what, added, *shown, verdict(tool, runs), tool.used)
+    said = (verdict(tool, runs), tool.used) if tool.used else ("", "")
+    return (tool.what, added, *shown, *said)
 
 
 def _shares(run: Run, side: str, name: str) -> str:

@@ -14,7 +14,8 @@ class Tool:
       what: the tool.
       candidate: with it.
       against: without it.
-      used: whether it is in the format `layered`, and why, or why not.
+      used: whether it is in the format `layered`, and why, or why not; empty where two formats are
+        compared and neither is a tool.
     """
 
     what: str
@@ -28,7 +29,7 @@ def _alone(side: str, what: str, candidate: str, against: str, used: str) -> Too
 
 
 def _means() -> list[Tool]:
-    window = "no: look-ahead, and the same bits as finer codes give more"
+    ahead = "no: look-ahead, for little"
     return [
         _alone("K", "mean of the channels", "mean", "no mean", "`centre`"),
         _alone("V", "mean of the channels", "mean", "no mean", "`centre`, free to read"),
@@ -37,17 +38,17 @@ def _means() -> list[Tool]:
         _alone("V", "mean of the sequence's first 16", "own mean of 16", "no mean", "no"),
         _alone("K", "mean turned in steps of 4", "mean in steps of 4", "mean", _STEPS),
         _alone("K", "mean turned in steps of 16", "mean in steps of 16", "mean", _STEPS),
-        _alone("K", "mean of each group of 32", "mean of each group of 32", "mean", window),
-        _alone("V", "mean of each group of 32", "mean of each group of 32", "mean", window),
+        _alone("K", "mean of each group of 32", "mean of each group of 32", "mean", ahead),
+        _alone("V", "mean of each group of 32", "mean of each group of 32", "mean", ahead),
     ]
 
 
-_OWN = "no: the first tokens have none"
-_STEPS = "no: the mean's share of a score is cheap as it is"
+_OWN = "no: the first tokens would have none"
+_STEPS = "no: it costs"
 
 
 def _predictions() -> list[Tool]:
-    chain = "no: the choice of one of several grids gains, not prediction; reading is a chain"
+    chain = "no: see the control, and reading is a chain"
     some = []
     for side in "KV":
         of = lambda *words, side=side: _alone(side, *words)
@@ -59,31 +60,39 @@ def _predictions() -> list[Tool]:
             of("0, 1/2 or 1 of it, about the mean", "0, 1/2 or 1", "intra", chain),
             of("control: -1/2, 0 or 1/2", "-1/2, 0 or 1/2", "intra", "no"),
             of("prediction by that control", "0, 1/2 or 1", "-1/2, 0 or 1/2", chain),
-            of("chosen by energy", "0, 1/2 or 1 by energy", "intra", "no: what prediction gives"),
+            of(
+                "chosen by the residual",
+                "0, 1/2 or 1 by energy",
+                "intra",
+                "no: a chain",
+            ),
             of("of the group's first token", "0, 1/2 or 1 of the anchor", "0, 1/2 or 1", "no"),
         ]
     return [
         *some,
         _alone("K", "before RoPE", "0, 1/2 or 1 before RoPE", "0, 1/2 or 1", "no"),
-        _alone("K", "intra, before RoPE", "intra, before RoPE", "intra", "no: keys turn as read"),
+        _alone("K", "intra, before RoPE", "intra, before RoPE", "intra", "no"),
     ]
 
 
 def _quantizers() -> list[Tool]:
     cubic, uniform = "cubic, searched, e5m3 per", "uniform, searched, e5m3 per"
     q = f"{cubic} 64"
-    f16, fitted = "uniform, searched, f16 per 32", "no: the scale of a mixed head adapts as well"
+    f16, fitted = "uniform, searched, f16 per 32", "no: learned, and no better on the demo"
     feedback = "no: a loop over channels in the encoder"
     return [
         Tool("Hadamard, scale per 64", q, f"{q}, no Hadamard", "yes"),
         Tool("Hadamard, scale per 32", f"{cubic} 32", f"{cubic} 32, no Hadamard", "yes"),
         _alone("K", "fitted transform in its place", "Karhunen-Loève", "Hadamard", fitted),
         _alone("V", "fitted transform in its place", "Karhunen-Loève", "Hadamard", fitted),
-        Tool("symmetric levels in place of q4_0's", "uniform, largest, f16 per 32", "q4_0", "yes"),
+        Tool("levels without a 0", "uniform, largest, f16 per 32", "q4_0", "with the next"),
         Tool("scale of least error, uniform", f16, "uniform, largest, f16 per 32", "yes"),
+        Tool("both together", f16, "q4_0", "yes"),
         Tool("scale of least error, cubic", q, "cubic, largest, e5m3 per 64", "yes"),
         Tool("scale in e5m3", f"{uniform} 32", f16, "yes"),
-        Tool("scale per 64, not 32, uniform", f"{uniform} 64", f"{uniform} 32", "yes"),
+        Tool(
+            "scale per 64, not 32, uniform", f"{uniform} 64", f"{uniform} 32", "yes, or `block=32`"
+        ),
         Tool("scale per 64, not 32, cubic", q, f"{cubic} 32", "yes, or `block=32`"),
         Tool("scale per 16, not 32, cubic", f"{cubic} 16", f"{cubic} 32", "no"),
         Tool("cubic levels", q, f"{uniform} 64", "yes"),
@@ -97,7 +106,7 @@ def _quantizers() -> list[Tool]:
     ]
 
 
-_TRELLIS = "no: decoding and encoding are dearer"
+_TRELLIS = "no: dear to decode, dearer to encode"
 
 
 def _windows() -> list[Tool]:
@@ -121,20 +130,25 @@ def _windows() -> list[Tool]:
         Tool("refinement of 3 bits", "base 4, ring 64 of 3 bits", "base 4, ring 64", bits),
         Tool("refinement of 6 bits", "base 4, ring 64 of 6 bits", "base 4, ring 64", bits),
         Tool("ring of 128, not 64", "base 4, ring 128", "base 4, ring 64", "`window=128`"),
-        Tool("4 sinks, no window", "base 4, sinks 4", "base 4", "yes"),
+        Tool("4 sinks, no window", "base 4, sinks 4", "base 4", "no"),
         Tool("4 sinks beside a ring", "base 4, ring 64", "base 4, ring 64, no sinks", "yes"),
-        Tool("KVarN-like tiles", "tiles, open group 128", "base 4, open group 128", _TILES),
+        Tool(
+            "KVarN-like tiles, mean on",
+            "tiles, open group 128",
+            "base 4, open group 128",
+            _TILES,
+        ),
     ]
 
 
-_TILES = "no: not better, and a tile must be whole"
+_TILES = "no"
 
 
 def _widths() -> list[Tool]:
-    k = "no: equal widths are as good"
-    allot = "no: it only reaches budgets between whole bits"
+    k = "no: equal widths are better"
+    allot = "no: little, and not everywhere"
     return [
-        Tool("5 bits, no window", "base 5", "base 4", "no: 8 bits are near enough"),
+        Tool("5 bits, no window", "base 5", "base 4", "no"),
         Tool("3 bits, no window", "base 3", "base 4", "`bits=3`"),
         Tool("2 bits, no window", "base 2", "base 3", "`bits=2`"),
         Tool("3 bits, ring 64", "base 3, ring 64", "base 4, ring 64", "`bits=3`"),
