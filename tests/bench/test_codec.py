@@ -44,11 +44,9 @@ CONFIG = LlamaConfig(
     tied=True,
 )
 SPECS = (
-    "q4_0:rotate",
     "delta:interval=16",
-    "layered:window=8:sinks=2",
     "layered:bits=3:window=0:sinks=0:centre",
-    "layered:bits=2:window=8:sinks=0:centre",
+    "layered:bits=2:window=8:sinks=2:centre",
 )
 
 
