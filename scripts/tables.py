@@ -2,8 +2,9 @@
 
     python scripts/tables.py [--check] [FILE ...]
 
-A table stands between `<!-- table: results/NAME.json -->` and `<!-- end -->`. `--check` writes
-nothing, names what is out of date, and exits with status 1 if anything is.
+A table stands between `<!-- table: results/NAME.json -->` and `<!-- end -->`; one of codecs has a
+word before the names, such as `codec-tools`. `--check` writes nothing, names what is out of date,
+and exits with status 1 if anything is.
 """
 
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from deltakv_jax.cli import arguments
 from deltakv_jax.evaluation import files, markdown
+from scripts.bench.codecs.tables import MAKERS
 
 ROOT = Path(__file__).parents[1]
 OUT_OF_DATE = 1
@@ -38,7 +40,7 @@ def documents() -> list[Path]:
 
 def check(paths: Sequence[Path]) -> list[str]:
     """Says and returns what is out of date."""
-    found = [line for path in paths for line in markdown.stale(path)]
+    found = [line for path in paths for line in markdown.stale(path, MAKERS)]
     for line in found:
         print(f"{line}; run python scripts/tables.py")
     return found
@@ -46,7 +48,7 @@ def check(paths: Sequence[Path]) -> list[str]:
 
 def fill(paths: Sequence[Path]) -> None:
     """Writes every file whose tables are out of date, and says so; none if a table cannot be."""
-    for path, content in [(path, markdown.filled(path)) for path in paths]:
+    for path, content in [(path, markdown.filled(path, MAKERS)) for path in paths]:
         if content != path.read_text(encoding="utf-8"):
             files.write_atomically(path, content.encode(), "tables of")
             print(f"wrote {path}")

@@ -129,7 +129,8 @@ def _findings(
 def _report(
     options: argparse.Namespace, found: Sequence[Findings], written: Sequence[Path]
 ) -> None:
-    content = document.render(findings.read_all(options.out))
+    before = options.report.read_text(encoding="utf-8") if options.report.exists() else ""
+    content = document.render(findings.read_all(options.out)) + document.kept(before)
     files.write_atomically(options.report, content.encode(), "--report")
     table = Table("claim", "verdict", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for claim in (claim for one in found for claim in one.claims):

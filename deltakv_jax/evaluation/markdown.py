@@ -7,12 +7,13 @@ ends with another:
     <!-- end -->
 
 What stands between the two is replaced by the table. The files hold runs (from `report.to_json`) or
-rows of a speed benchmark, all of a region the same.
+rows of a speed benchmark, all of a region the same. A word before the files names another kind of
+table, which the caller knows how to make.
 """
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ RUN_COLUMNS = (
 )  # fmt: skip
 SPEED_COLUMNS = ("what", "figure", "of")
 BASELINE = "plain: "  # begins the names of the forms in which a plain bf16 cache was tried
+
+Makers = Mapping[str, Callable[[dict[Path, dict[str, Any]]], str]]
+"""By the word that names a kind of table: what makes it of the files of a region."""
 
 _REGION = re.compile(
     r"^(?P<begin><!-- table: (?P<names>[^\n]+?) -->\n)(?P<body>.*?)(?P<end>^<!-- end -->$)",
@@ -57,14 +61,14 @@ class Made:
     date: str
 
 
-def filled(path: Path) -> str:
-    """The content of a Markdown file with every table made anew."""
+def filled(path: Path, makers: Makers | None = None) -> str:
+    """The content of a Markdown file with every table made anew; `makers` of kinds of one's own."""
     content = _read(path)
     _check_markers(path, content)
-    return _REGION.sub(lambda region: _refilled(path, region), content)
+    return _REGION.sub(lambda region: _refilled(path, region, makers or {}), content)
 
 
-def stale(path: Path) -> list[str]:
+def stale(path: Path, makers: Makers | None = None) -> list[str]:
     """A line for each region of a Markdown file that is not what its JSON gives."""
     content = _read(path)
     _check_markers(path, content)
@@ -72,7 +76,7 @@ def stale(path: Path) -> list[str]:
         f"{path}:{content[: region.start()].count(chr(10)) + 1}: the table of {region['names']} "
         "is out of date"
         for region in _REGION.finditer(content)
-        if _refilled(path, region) != region[0]
+        if _refilled(path, region, makers or {}) != region[0]
     ]
 
 
@@ -89,10 +93,11 @@ def speed_table(rows: Sequence[SpeedRow], made: Made) -> str:
     return f"{table(SPEED_COLUMNS, [_speed_line(row) for row in shown])}\n{where}\n"
 
 
-def _refilled(path: Path, region: re.Match[str]) -> str:
+def _refilled(path: Path, region: re.Match[str], makers: Makers) -> str:
     names = region["names"].split()
+    make = makers[names.pop(0)] if names[0] in makers else _table_of
     documents = {path.parent / name: reading.read_object(path.parent / name) for name in names}
-    return f"{region['begin']}\n{_table_of(documents)}\n{region['end']}"
+    return f"{region['begin']}\n{make(documents)}\n{region['end']}"
 
 
 def _table_of(documents: dict[Path, dict[str, Any]]) -> str:

@@ -1,14 +1,15 @@
 """What cache codecs cost a model at equal bits: rivals, single tools, and what they come to.
 
     python scripts/bench/codec.py [--model MODEL] [--text NAME ...] [--ctx N] [--chunks N]
-        [--only FAMILY ...] [--name WORDS ...] [--by-layer] [--json FILE] [--plot FILE]
+        [--only FAMILY ...] [--name WORDS ...] [--by-layer FAMILY ...] [--from FILE ...]
+        [--json FILE] [--plot FILE]
 
 takes about an hour on two cores for the demo model at 2048 tokens, and 4 GB of memory; `--only` and
-`--name` choose. Every candidate is a simulated read-back (scripts/bench/codecs/), cache-true, its
-bits counted with windows and all side information. For each it prints the bits, the mean KL
-divergence from exact caches and its 99.9th percentile, the share of equal likeliest tokens and the
-paired change of perplexity with its 95 % interval. `q4_0:rotate` on python-docs should give 0.0370
-nats, on python-code 0.0171.
+`--name` choose. A candidate is a format of the package or simulated (scripts/bench/codecs/), read
+cache-true, its bits counted with windows and all side information. For each it prints the bits, the
+mean KL divergence from exact caches and its 99.9th percentile, the share of equal likeliest tokens
+and the paired change of perplexity with its 95 % interval. `q4_0:rotate` on python-docs should give
+0.0370 nats, on python-code 0.0171.
 
 Means and transforms are learned of other text: of the next of several texts, or of the chunks of a
 single one that are not measured.
@@ -33,11 +34,13 @@ from deltakv_jax.evaluation.texts import Text, load_text
 from deltakv_jax.generation.saving import fingerprint
 from deltakv_jax.weights import LoadedModel, load_model
 from scripts.bench import results
-from scripts.bench.codecs import calibration, report
+from scripts.bench.codecs import calibration, report, tables
 from scripts.bench.codecs.candidates import FAMILIES, candidates, known, ring
 from scripts.bench.codecs.measuring import Bench, all_chunks
 from scripts.bench.codecs.passes import Candidate
 
+_FROM = "measure nothing: show what --json wrote there"
+_LAYER = "whose errors in each layer go into the JSON"
 TEXTS = ("python-docs", "python-code")
 CALIBRATION_TOKENS = 40_000
 FILE_WIDTH = 150  # columns of a table that no terminal bounds
@@ -54,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--chunks", type=number, default=15, metavar="N", help="of each text (%(default)s)")
     add("--only", nargs="+", choices=tuple(FAMILIES), default=tuple(FAMILIES), metavar="FAMILY")
     add("--name", nargs="+", metavar="WORDS", help="only candidates whose name has one of these")
-    add("--by-layer", action="store_true", help="errors of each layer, in the JSON")
+    add("--by-layer", nargs="+", choices=tuple(FAMILIES), default=(), metavar="FAMILY", help=_LAYER)
     add("--json", type=Path, metavar="FILE", help="write all figures there, after each candidate")
+    add("--from", nargs="+", type=Path, dest="files", metavar="FILE", help=_FROM)
     add("--plot", type=Path, metavar="FILE", help="write a rate-distortion plot there")
     options = parser.parse_args(argv)
     return arguments.run(lambda: _measure(options), prog=parser.prog)
@@ -65,6 +69,9 @@ def _measure(options: argparse.Namespace) -> None:
     for path, name in ((options.json, "--json"), (options.plot, "--plot")):
         if path:
             files.check_writable(path, name)
+    if options.files:
+        _show(tables.read(options.files), options)
+        return
     loaded = load_model(arguments.model_path(options.model))
     done: list[report.Run] = []
 
@@ -76,9 +83,14 @@ def _measure(options: argparse.Namespace) -> None:
     texts = [load_text(name) for name in options.text]
     for text, other in zip(texts, [*texts[1:], texts[0]], strict=True):
         done.append(_run(loaded, text, other, options, keep))
-        _print(done[-1])
+    _show(done, options)
+
+
+def _show(runs: Sequence[report.Run], options: argparse.Namespace) -> None:
+    for run in runs:
+        _print(run)
     if options.plot:
-        report.save_plot(done, options.plot)
+        report.save_plot(runs, options.plot)
 
 
 def _run(
@@ -93,8 +105,7 @@ def _run(
     measured = Chunks(chunks.tokens[: options.chunks], chunks.first, chunks.available)
     tokens = _calibration(loaded, text, other, options)
     moments = calibration.learn(loaded.model, tokens, ring(32)["window"])
-    learned = loaded.config, moments
-    bench = Bench(loaded, measured, known(learned))
+    bench = Bench(loaded, measured, known(moments))
     run = report.Run(
         model=loaded.name,
         weights=fingerprint(loaded.model)["weights_checksum"],
@@ -104,8 +115,8 @@ def _run(
         chunks=len(measured.tokens),
         calibration=f"{other.name}, {len(tokens)} chunks",
     )
-    for candidate in _chosen(candidates(options.only, learned), options.name):
-        figures = bench.measure(candidate, by_layer=options.by_layer)
+    for candidate in _chosen(candidates(options.only, moments), options.name):
+        figures = bench.measure(candidate, by_layer=candidate.family in options.by_layer)
         sys.stderr.write(f"{text.name}: {candidate.name} {figures.kld_mean:.5f}\n")
         run = dataclasses.replace(run, figures=(*run.figures, figures))
         keep(run)

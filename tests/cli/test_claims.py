@@ -72,6 +72,15 @@ def test_files_and_report_are_written_and_the_verdicts_shown(here, no_runs, caps
     assert err.count("\n") == 1
 
 
+def test_what_stands_behind_the_claims_is_kept(here, no_runs):
+    more = f"{document.END}\n## More\n"
+    Path("RESULTS.md").write_text(f"# Old\n\n{more}")
+    assert claims.main(["--text", "a.txt", "--chunks", "2"]) == 0
+    assert (
+        Path("RESULTS.md").read_text() == f"{document.render(read_all(here / 'results'))}\n{more}"
+    )
+
+
 def test_another_model_gets_its_section_beside_the_first(here, no_runs):
     words = ["--text", "a.txt", "--out", "new/out", "--report", "R.md"]
     assert claims.main(words) == 0

@@ -1,4 +1,4 @@
-"""RESULTS.md, made of findings alone: the same files give the same document."""
+"""RESULTS.md, its claims made of findings alone: the same files give the same document."""
 
 import textwrap
 from collections.abc import Sequence
@@ -20,6 +20,16 @@ _INTRODUCTION = (
 _OTHER_MODEL = (
     "`python scripts/claims.py --model FOLDER --text FILE` adds a section on any other Llama."
 )
+
+
+END = "<!-- end of the claims -->\n"
+"""What stands behind this line of the report is no claim, and is kept."""
+
+
+def kept(report: str) -> str:
+    """What a report has behind the claims, the line itself included."""
+    _, line, rest = report.partition(END)
+    return f"\n{line}{rest}" if line else ""
 
 
 def render(found: Sequence[Findings]) -> str:

@@ -97,7 +97,7 @@ def _of_layers(model: Llama, tokens: Array, of_layer: Callable[..., dict[str, Ar
     config, (b, t) = model.config, tokens.shape
     keys = jnp.zeros((b, t, config.kv_heads, config.head_dim))
     half = jnp.zeros((b, t, config.head_dim // 2))
-    rope = RopeTables(jnp.zeros((b, t), jnp.int32), half, half)
+    rope = RopeTables(jnp.zeros((b, t), jnp.int32), half, half, half[0, 0])
     shapes = jax.eval_shape(of_layer, jnp.int32(0), keys, keys, rope)
     empty = jax.tree.map(lambda leaf: jnp.zeros((config.layers, *leaf.shape)), shapes)
     return model.hidden(tokens, positions(tokens), empty, attend=attend)[1]

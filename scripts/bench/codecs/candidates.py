@@ -1,4 +1,4 @@
-"""All simulated caches by name: rivals, the tools one at a time, and what they come to together.
+"""All candidates by name: the package's formats, rivals, and the tools one at a time.
 
 Names say what is done: K and V alike unless they say otherwise, "K:" and "V:" pack that side alone
 and leave the other exact. A base of b bits is `base(b)`: mean of the channels off K before RoPE and
@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from deltakv_jax.config import LlamaConfig
 from scripts.bench.codecs.allotment import allotted, costs
 from scripts.bench.codecs.calibration import Moments
 from scripts.bench.codecs.feedback import Feedback, feedback_rows
-from scripts.bench.codecs.groups import Delta, GroupMean, PerChannel, Predicted, Tiles
-from scripts.bench.codecs.passes import Candidate
+from scripts.bench.codecs.groups import GroupMean, PerChannel, Predicted, Tiles
+from scripts.bench.codecs.packaged import packaged
+from scripts.bench.codecs.passes import Candidate, Simulated
 from scripts.bench.codecs.quantizers import (
     Asymmetric,
     LlamaCpp,
@@ -31,11 +31,11 @@ from scripts.bench.codecs.quantizers import (
     levels_uniform,
 )
 from scripts.bench.codecs.reading import Window
-from scripts.bench.codecs.sides import Banded, Exact, Independent, Known, Side
+from scripts.bench.codecs.sides import Exact, Independent, Known, Side
 from scripts.bench.codecs.transforms import karhunen_loeve
 from scripts.bench.codecs.trellis import Trellis
 
-EXACT = Exact(half=False)
+EXACT = Exact()
 SINKS = 4
 
 BENDS = {2: 0.0, 3: 0.03, 4: 0.007, 5: 0.0015, 6: 0.0004}
@@ -50,8 +50,33 @@ TRIED = {
 }
 """Scales that the encoder tries, as `Scaled` has them."""
 
+FITTED = "Karhunen-Loève"
+"""The map that `known` has learned."""
+
 STEP = 16
 """Tokens that share one rotated mean, and those that it is made of where there is no other."""
+
+FORMATS = (
+    "f16",
+    "q8_0",
+    "q4_0",
+    "q4_0:rotate",
+    "delta:interval=16",
+    "delta",
+    "delta:interval=64",
+    "layered",
+    "layered:window=128",
+    "layered:bits=3",
+    "layered:bits=3:window=128",
+    "layered:bits=2:window=128",
+    "layered:window=0:sinks=0",
+    "layered:block=32:window=0:sinks=0",
+    "layered:centre",
+    "layered:bits=3:centre",
+    "layered:bits=2:window=128:centre",
+    "layered:block=32:window=0:sinks=0:centre",
+)
+"""The specs of `formats`."""
 
 SEARCHED = tuple(0.9 + 0.05 * i for i in range(14))
 
@@ -70,7 +95,7 @@ def lean(name: str, bits: int, **rest) -> Candidate:
     """Both sides without calibration."""
     q = codes(bits)
     keys = Independent(quantizer=q, own_mean=STEP, mean_step=STEP)
-    return Candidate(name=name, k=keys, v=Independent(quantizer=q), **rest)
+    return Simulated(name=name, k=keys, v=Independent(quantizer=q), **rest)
 
 
 def ring(recent: int, bits: int = 4, sinks: int = SINKS) -> dict:
@@ -81,27 +106,25 @@ def ring(recent: int, bits: int = 4, sinks: int = SINKS) -> dict:
 
 def both(name: str, side: Side | tuple[Side, ...], **rest) -> Candidate:
     """K and V alike."""
-    return Candidate(name=name, k=side, v=side, **rest)
+    return Simulated(name=name, k=side, v=side, **rest)
 
 
 def alone(name: str, side: Side, **rest) -> list[Candidate]:
     """K by itself, and V by itself."""
     return [
-        Candidate(name=f"K: {name}", k=side, v=EXACT, **rest),
-        Candidate(name=f"V: {name}", k=EXACT, v=side, **rest),
+        Simulated(name=f"K: {name}", k=side, v=EXACT, **rest),
+        Simulated(name=f"V: {name}", k=EXACT, v=side, **rest),
     ]
 
 
+def formats() -> Iterable[Candidate]:
+    """The package's own, by their specs."""
+    yield from map(packaged, FORMATS)
+
+
 def rivals() -> Iterable[Candidate]:
-    """What others store, and the published scheme."""
-    q4_0 = LlamaCpp(bits=4)
-    plain = functools.partial(Independent, map=None)
-    yield both("f16", Exact())
-    for bits in (8, 5, 4):
-        yield both(f"q{bits}_0", plain(quantizer=LlamaCpp(bits=bits)))
-    yield both("q4_0:rotate", Independent(quantizer=q4_0))
-    for interval in (16, 32, 64):
-        yield both(f"delta:interval={interval}", Delta(quantizer=q4_0, interval=interval))
+    """What others store; `formats` has the codes of llama.cpp and the published scheme."""
+    yield both("q5_0", Independent(quantizer=LlamaCpp(bits=5), map=None))
     for bits, recent in ((4, 32), (4, 128), (2, 32), (2, 128)):
         yield _kivi(bits, recent)
     for bits in (4, 3):
@@ -109,12 +132,12 @@ def rivals() -> Iterable[Candidate]:
     for k, v in ((4, 4), (4, 2)):
         tiles = Tiles(bits_of_code=k), Tiles(bits_of_code=v)
         window = Window(recent=tiles[0].tile)
-        yield Candidate(name=f"KVarN-like {k}/{v}", k=tiles[0], v=tiles[1], window=window)
+        yield Simulated(name=f"KVarN-like {k}/{v}", k=tiles[0], v=tiles[1], window=window)
 
 
 def _kivi(bits: int, recent: int) -> Candidate:
     values = Independent(quantizer=Asymmetric(bits=bits), map=None)
-    return Candidate(
+    return Simulated(
         name=f"KIVI-like {bits}, window {recent}",
         k=PerChannel(bits_of_code=bits),
         v=values,
@@ -123,15 +146,9 @@ def _kivi(bits: int, recent: int) -> Candidate:
     )
 
 
-def origins(config: LlamaConfig) -> Iterable[Candidate]:
-    """Where the divergence comes from: one side, one layer at a time."""
-    rotate = Independent(quantizer=LlamaCpp(bits=4))
-    yield from alone("q4_0:rotate", rotate)
-    none = (EXACT,) * config.layers
-    for layer in range(config.layers):
-        sides = (*none[:layer], rotate, *none[layer + 1 :])
-        yield Candidate(name=f"K: q4_0:rotate, layer {layer}", k=sides, v=none)
-        yield Candidate(name=f"V: q4_0:rotate, layer {layer}", k=none, v=sides)
+def origins() -> Iterable[Candidate]:
+    """Which side the divergence comes from."""
+    yield from alone("q4_0:rotate", Independent(quantizer=LlamaCpp(bits=4)))
 
 
 def means() -> Iterable[Candidate]:
@@ -139,36 +156,33 @@ def means() -> Iterable[Candidate]:
     q = codes(4)
     yield from alone("no mean", Independent(quantizer=q))
     yield from alone("mean", Independent(quantizer=q, mean="mean"))
-    for tokens in (16, 32, 64):
-        yield from alone(f"own mean of {tokens}", Independent(quantizer=q, own_mean=tokens))
-    yield from alone(
-        "own mean of 32, mean before", Independent(quantizer=q, own_mean=32, mean="mean")
-    )
-    for step in (4, 8, 16, 32):
+    yield from alone("own mean of 16", Independent(quantizer=q, own_mean=16))
+    for step in (4, 16):
         side = Independent(quantizer=q, mean="mean", mean_step=step)
-        yield Candidate(name=f"K: mean in steps of {step}", k=side, v=EXACT)
-    for group in (32, 128):
-        side = GroupMean(inner=Independent(quantizer=q), mean_quantizer=codes(4), group=group)
-        for one in alone(f"mean of each group of {group}", side):
-            yield dataclasses.replace(one, note="look-ahead without a window: not cache-true")
+        yield Simulated(name=f"K: mean in steps of {step}", k=side, v=EXACT)
+    side = GroupMean(inner=Independent(quantizer=q), mean_quantizer=codes(4), group=32)
+    for one in alone("mean of each group of 32", side):
+        yield dataclasses.replace(one, note="look-ahead without a window: not cache-true")
 
 
 def predictions() -> Iterable[Candidate]:
     """Inter prediction, about the mean and without it, K and V by themselves."""
-    q = Scaled(levels=levels_uniform(16), block=32, tried=SEARCHED)
+    q = Scaled(levels=levels_uniform(16), block=32, tried=(0.9, 1.0, 1.1, 1.2, 1.3))
     make = functools.partial(Predicted, quantizer=q)
+    before = Independent(quantizer=q, mean="mean", before_rope=True)
+    three = (0.0, 0.5, 1.0)
     yield from alone("intra", Independent(quantizer=q, mean="mean"))
     yield from alone("intra, no mean", Independent(quantizer=q))
-    yield from alone("intra, before RoPE", Independent(quantizer=q, mean="mean", before_rope=True))
-    some = {"1": (1.0,), "0 or 1": (0.0, 1.0), "0, 1/2 or 1": (0.0, 0.5, 1.0)}
-    for name, coefficients in some.items():
+    yield Simulated(name="K: intra, before RoPE", k=before, v=EXACT)
+    for name, coefficients in {"1": (1.0,), "0, 1/2 or 1": three}.items():
         yield from alone(name, make(coefficients=coefficients))
         yield from alone(f"{name}, no mean", make(coefficients=coefficients, mean=None))
-    three = some["0, 1/2 or 1"]
+    yield from alone("0 or 1", make(coefficients=(0.0, 1.0)))
     yield from alone("-1/2, 0 or 1/2", make(coefficients=(-0.5, 0.0, 0.5)))
     yield from alone("0, 1/2 or 1 by energy", make(coefficients=three, by_energy=True))
     yield from alone("0, 1/2 or 1 of the anchor", make(coefficients=three, anchor=True))
-    yield from alone("0, 1/2 or 1 before RoPE", make(coefficients=three, before_rope=True))
+    turned = make(coefficients=three, before_rope=True)
+    yield Simulated(name="K: 0, 1/2 or 1 before RoPE", k=turned, v=EXACT)
 
 
 def quantizers() -> Iterable[Candidate]:
@@ -186,12 +200,12 @@ def quantizers() -> Iterable[Candidate]:
         "cubic, searched, e5m3 per 16": codes(4, 16),
         "Lloyd-Max, searched, e5m3 per 64": Scaled(levels=levels_normal(16), tried=SEARCHED),
         "trellis, e5m3 per 64": trellis(4),
-        "trellis, e5m3 per 32": trellis(4, 32),
     }
     for name, quantizer in some.items():
         yield both(name, make(quantizer=quantizer))
-    yield both("cubic, e5m3 per 64, no Hadamard", make(quantizer=codes(4), map=None))
-    yield both("cubic, e5m3 per 32, no Hadamard", make(quantizer=codes(4, 32), map=None))
+    for block in (64, 32):
+        side = make(quantizer=codes(4, block), map=None)
+        yield both(f"cubic, searched, e5m3 per {block}, no Hadamard", side)
 
 
 def _uniform(block: int, scale: str = "e5m3") -> Scaled:
@@ -205,61 +219,39 @@ def trellis(bits: int, block: int = 64) -> Trellis:
     return Trellis(levels=levels, block=block, tried=tried[bits])
 
 
-def bands(head_dim: int) -> dict[str, tuple[int, ...]]:
-    """The widths of the bands of each fitted transform."""
-    half, quarter = head_dim // 2, head_dim // 4
-    return {
-        "klt": (head_dim,),
-        "klt in halves": (half, half),
-        "klt in three": (quarter, half, quarter),
-    }
-
-
-def transforms(config: LlamaConfig) -> Iterable[Candidate]:
-    """Fitted transforms with equal bits, and with more of them where they count."""
-    bits = {"klt": (4,), "klt in halves": (5, 3), "klt in three": (5, 4, 3)}
-    some = {
-        name: Banded(
-            bands=tuple(
-                (width, codes(b, min(32, width)))
-                for width, b in zip(widths, bits[name], strict=True)
-            )
-        )
-        for name, widths in bands(config.head_dim).items()
-    }
-    yield from alone("Hadamard, 4", base(4, 32))
-    for name, quantizer in some.items():
-        yield from alone(name, Independent(quantizer=quantizer, mean="mean", map=name))
+def transforms() -> Iterable[Candidate]:
+    """A fitted transform in place of a Hadamard transform."""
+    yield from alone("Hadamard", base(4, 32))
+    yield from alone(FITTED, Independent(quantizer=codes(4, 32), mean="mean", map=FITTED))
 
 
 def windows() -> Iterable[Candidate]:
     """Open groups and rings, in 16 bits and as an enhancement, over 4-bit codes."""
     four = base(4)
     yield both("base 4", four)
-    for sinks in (1, 4, 16):
-        yield both(f"base 4, sinks {sinks}", four, window=Window(sinks=sinks))
-    for recent in (16, 32, 64, 128):
+    yield both(f"base 4, sinks {SINKS}", four, window=Window(sinks=SINKS))
+    for recent in (64, 128):
         window = Window(recent=recent, sinks=SINKS)
         yield both(f"base 4, open group {recent}", four, window=window)
         window = dataclasses.replace(window, sliding=True)
         yield both(f"base 4, last {recent}", four, window=window)
-    for recent in (16, 32, 64, 96, 128, 256):
         yield both(f"base 4, ring {recent}", four, **ring(recent))
-    for bits in (3, 5, 6):
+    for bits in (3, 6):
         yield both(f"base 4, ring 64 of {bits} bits", four, **ring(64, bits))
     yield both("base 4, ring 64, no sinks", four, **ring(64, sinks=0))
+    yield lean("lean 4, ring 64", 4, **ring(64))
+    tile = Tiles(bits_of_code=4)
+    yield both("tiles, open group 128", tile, window=Window(recent=tile.tile, sinks=SINKS))
 
 
 def widths() -> Iterable[Candidate]:
     """Bits of codes, with and without a ring."""
     for bits in (2, 3, 5):
         yield both(f"base {bits}", base(bits))
-    for bits in (2, 3, 5):
+    for bits in (2, 3):
         yield both(f"base {bits}, ring 64", base(bits), **ring(64))
-        yield both(f"base {bits}, ring 128", base(bits), **ring(128))
-    yield both("base 2, ring 128 of 6 bits", base(2), **ring(128, 6))
-    for k, v in ((3, 2), (2, 3), (4, 3), (3, 4), (4, 2), (2, 4)):
-        yield Candidate(name=f"base {k}/{v}, ring 64", k=base(k), v=base(v), **ring(64))
+    for k, v in ((3, 2), (2, 3), (4, 2), (2, 4)):
+        yield Simulated(name=f"base {k}/{v}, ring 64", k=base(k), v=base(v), **ring(64))
     for bits in (2, 3, 4):
         side = Independent(quantizer=trellis(bits), mean="mean")
         yield both(f"trellis {bits}, ring 64", side, **ring(64))
@@ -269,55 +261,30 @@ def budgets(moments: dict[str, Moments]) -> Iterable[Candidate]:
     """Bits allotted to sides and layers by what their errors cost, against equal bits."""
     for average, rest, name in (
         (4.375, {}, ""),
-        (4.0, {}, ""),
         (4.0, ring(64), ", ring 64"),
         (3.0, ring(64), ", ring 64"),
-        (2.5, ring(64), ", ring 64"),
     ):
         bits = allotted(costs(moments, far=bool(rest)), average)
         k, v = (tuple(base(int(b)) for b in side) for side in bits)
         words = "".join(str(b) for b in bits.ravel())
         note = f"bits of K by layer, then of V: {words}"
-        yield Candidate(name=f"allotted {average:g}{name}", k=k, v=v, note=note, **rest)
+        yield Simulated(name=f"allotted {average:g}{name}", k=k, v=v, note=note, **rest)
     yield from alone("error feedback", Feedback(quantizer=codes(4)))
 
 
-def recommended() -> Iterable[Candidate]:
-    """What all this comes to, by bits."""
-    for bits, recent, added in (
-        (5, 64, 4),
-        (4, 128, 4),
-        (4, 64, 4),
-        (3, 128, 6),
-        (3, 128, 4),
-        (3, 64, 4),
-        (2, 192, 5),
-        (2, 128, 6),
-        (2, 64, 4),
-    ):
-        name = f"lean {bits}, ring {recent} of {added}"
-        yield lean(name, bits, **ring(recent, added))
-    for bits in (5, 4, 3, 2):
-        yield lean(f"lean {bits}", bits)
-    for block in (64, 32, 16):
-        stepped = Independent(quantizer=codes(4, block), mean="mean", mean_step=STEP)
-        name = f"base 4 in steps, scale per {block}"
-        yield Candidate(name=name, k=stepped, v=base(4, block))
-
-
-Learned = tuple[LlamaConfig, dict[str, Moments]]
+Learned = dict[str, Moments]
 
 FAMILIES: dict[str, Callable[[Learned], Iterable[Candidate]]] = {
+    "formats": lambda learned: formats(),
     "rivals": lambda learned: rivals(),
-    "recommended": lambda learned: recommended(),
-    "origins": lambda learned: origins(learned[0]),
+    "origins": lambda learned: origins(),
     "means": lambda learned: means(),
     "predictions": lambda learned: predictions(),
     "quantizers": lambda learned: quantizers(),
-    "transforms": lambda learned: transforms(learned[0]),
+    "transforms": lambda learned: transforms(),
     "windows": lambda learned: windows(),
     "widths": lambda learned: widths(),
-    "budgets": lambda learned: budgets(learned[1]),
+    "budgets": lambda learned: budgets(learned),
 }
 """What makes the candidates of each family for a model and what was learned of it."""
 
@@ -331,14 +298,11 @@ def candidates(families: Iterable[str], learned: Learned) -> list[Candidate]:
     ]
 
 
-def known(learned: Learned) -> Known:
-    """What the sides look up: means, transforms and error feedback."""
-    config, moments = learned
+def known(moments: dict[str, Moments]) -> Known:
+    """What the sides look up: means, the fitted transform and error feedback."""
+    maps = karhunen_loeve(moments, FITTED)
     found = {
-        side: {"mean": one.mean, "feedback": feedback_rows(one.fisher)}
+        side: {"mean": one.mean, "feedback": feedback_rows(one.fisher), **maps[side]}
         for side, one in moments.items()
     }
-    for name, widths in bands(config.head_dim).items():
-        maps = karhunen_loeve(moments, name, widths)
-        found = {side: found[side] | maps[side] for side in found}
     return jax.tree.map(jnp.asarray, found)

@@ -29,30 +29,6 @@ def ungrouped(groups: Array, t: int) -> Array:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Delta:
-    """The published scheme: a float16 keyframe every N tokens, differences to the last token."""
-
-    quantizer: Quantizer
-    interval: int = 32
-
-    def read_back(self, x: Array, rope: Rotation, known: Known) -> Array:
-        """The closed loop: each token is predicted from the reconstruction before it."""
-        groups = grouped(rope(x), self.interval)
-
-        def step(before: Array, x: Array) -> tuple[Array, Array]:
-            r = before + self.quantizer(x - before)
-            return r, r
-
-        keyframe = groups[0].astype(jnp.float16).astype(jnp.float32)
-        _, later = jax.lax.scan(step, keyframe, groups[1:])
-        return ungrouped(jnp.concatenate([keyframe[None], later]), x.shape[1])
-
-    def bits(self, head_dim: int, ctx: int) -> float:
-        """The keyframe's own codes stay unused."""
-        return self.quantizer.bits_per_value(head_dim) + 16 / self.interval
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Predicted:
     """About a mean, each block is predicted by a coefficient times an earlier reconstruction.
 

@@ -15,8 +15,14 @@ from deltakv_jax.evaluation.texts import Text
 from deltakv_jax.weights import LoadedModel
 from scripts.bench.codecs.candidates import EXACT, both
 from scripts.bench.codecs.groups import Predicted
-from scripts.bench.codecs.passes import Candidate, hidden_states, layer_choices, layer_squares
-from scripts.bench.codecs.sides import Known, Side
+from scripts.bench.codecs.passes import (
+    Candidate,
+    Simulated,
+    hidden_states,
+    layer_choices,
+    layer_squares,
+)
+from scripts.bench.codecs.sides import Known
 
 BASE = both("f32", EXACT)
 CONTEXTS = (512, 2048, 8192)
@@ -99,15 +105,15 @@ class Bench:
             kld_mean=divergence.value,
             kld_stderr=divergence.stderr,
             kld_p999=statistics.percentile(kld.ravel(), 0.999),
-            kld_of_chunks=tuple(kld.mean(axis=1).tolist()),
+            kld_of_chunks=tuple(float(f"{one:.6g}") for one in kld.mean(axis=1)),
             same_top=statistics.share(same_top.ravel()),
             delta_ln_ppl=changed.value,
             delta_ln_ppl_stderr=changed.stderr,
             delta_ln_ppl_low=low,
             delta_ln_ppl_high=high,
             **(self._layer_errors(candidate) if by_layer else {}),
-            k_choices=self._choices("k", candidate.k),
-            v_choices=self._choices("v", candidate.v),
+            k_choices=self._choices("k", candidate),
+            v_choices=self._choices("v", candidate),
         )
 
     def _scores(self, candidate: Candidate) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,9 +131,8 @@ class Bench:
         run = functools.partial(hidden_states, self._loaded.model, candidate=candidate)
         return (chunk for batch in self._batches for chunk in run(batch, self._known))
 
-    def _choices(
-        self, name: str, side: Side | tuple[Side, ...]
-    ) -> tuple[tuple[float, ...], ...] | None:
+    def _choices(self, name: str, candidate: Candidate) -> tuple[tuple[float, ...], ...] | None:
+        side = getattr(candidate, name) if isinstance(candidate, Simulated) else None
         if not isinstance(side, Predicted):
             return None
         run = functools.partial(layer_choices, self._loaded.model, side=side, name=name)

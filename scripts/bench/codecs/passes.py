@@ -17,30 +17,49 @@ from scripts.bench.codecs.sides import Known, Quantizer, Rotation, Side, unrotat
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A simulated cache. Hashable, so static under `jit`.
+    """A cache as attention would read it. Hashable, so static under `jit`.
 
     Attributes:
       name: in tables.
-      k, v: how each side is packed, in all layers or in each.
-      window: of K, and of V unless `v_window` is there.
-      v_window: of V.
-      enhancement: what the window adds to a packed value, the round trip of its error; None where
-        the window holds float16.
       family: of candidates that belong together in a table.
       note: what its figures mean.
     """
 
     name: str
-    k: Side | tuple[Side, ...]
-    v: Side | tuple[Side, ...]
-    window: Window = NOTHING
-    v_window: Window | None = None
-    enhancement: Quantizer | None = None
     family: str = ""
     note: str = ""
 
     def bits(self, head_dim: int, layers: int, ctx: int) -> float:
         """Stored bits of a value of a context, everything counted."""
+        raise NotImplementedError
+
+    def stored(
+        self, layer: Array, k: Array, v: Array, rope: Rotation, known: Known
+    ) -> tuple[Stored, Stored]:
+        """What the cache gives for keys before RoPE and values of a layer, [b t k d]."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Simulated(Candidate):
+    """One that is made of sides; nothing is packed.
+
+    Attributes:
+      k, v: how each side is packed, in all layers or in each.
+      window: of K, and of V unless `v_window` is there.
+      v_window: of V.
+      enhancement: what the window adds to a packed value, the round trip of its error; None where
+        the window holds float16.
+    """
+
+    k: Side | tuple[Side, ...]
+    v: Side | tuple[Side, ...]
+    window: Window = NOTHING
+    v_window: Window | None = None
+    enhancement: Quantizer | None = None
+
+    def bits(self, head_dim: int, layers: int, ctx: int) -> float:
+        """Of packed values, side information and windows."""
         sides = [side for both in (self.k, self.v) for side in _of_layers(both, layers)]
         packed = sum(side.bits(head_dim, ctx) for side in sides) / len(sides)
         windows = (self.window, self.v_window or self.window)
@@ -49,7 +68,7 @@ class Candidate:
     def stored(
         self, layer: Array, k: Array, v: Array, rope: Rotation, known: Known
     ) -> tuple[Stored, Stored]:
-        """What the cache gives for keys before RoPE and values of a layer, [b t k d]."""
+        """What the sides give."""
         of_layer = jax.tree.map(lambda leaf: leaf[layer], known)
         keys = _read_back(self.k, layer, k, rope, of_layer.get("k", {}))
         values = _read_back(self.v, layer, v, unrotated, of_layer.get("v", {}))

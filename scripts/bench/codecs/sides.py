@@ -57,18 +57,15 @@ class Side(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exact:
-    """Values as they are, or rounded to float16."""
-
-    half: bool = True
+    """Values as they are."""
 
     def read_back(self, x: Array, rope: Rotation, known: Known) -> Array:
         """After RoPE."""
-        y = rope(x)
-        return y.astype(jnp.float16).astype(jnp.float32) if self.half else y
+        return rope(x)
 
     def bits(self, head_dim: int, ctx: int) -> float:
-        """16 or 32."""
-        return 16 if self.half else 32
+        """Of float32."""
+        return 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,26 +132,3 @@ def _maps(name: str | None, known: Known) -> tuple[Callable, Callable]:
         return hadamard, hadamard
     along = lambda m: lambda y: jnp.einsum("kij,btkj->btki", m, y, precision="highest")
     return along(known[f"{name}_to"]), along(known[f"{name}_from"])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Banded:
-    """Quantisers of consecutive ranges of channels, each of so many.
-
-    Attributes:
-      bands: widths and quantisers.
-    """
-
-    bands: tuple[tuple[int, Quantizer], ...]
-
-    def bits_per_value(self, dim: int) -> float:
-        """The mean over all channels."""
-        return sum(width * each.bits_per_value(width) for width, each in self.bands) / dim
-
-    def __call__(self, x: Array) -> Array:
-        """The round trip of [*lead, d]."""
-        parts, first = [], 0
-        for width, each in self.bands:
-            parts.append(each(x[..., first : first + width]))
-            first += width
-        return jnp.concatenate(parts, axis=-1)

@@ -1,8 +1,8 @@
 """Linear maps along head_dim that are fitted to a model: the Karhunen-Loève transform.
 
 In the frame in which the Fisher information is the identity all errors cost the same; there the
-principal axes of the values are taken, sorted by their variance, and cut into bands, each balanced
-(every axis times λ^(-1/4)) and mixed by a Hadamard transform. A query is read through the inverse.
+principal axes of the values are taken, balanced (every axis times λ^(-1/4), λ its variance) and
+mixed by a Hadamard transform. A query is read through the inverse.
 """
 
 import jax.numpy as jnp
@@ -25,31 +25,25 @@ def _root(m: Float[np.ndarray, "d d"], power: float) -> Float[np.ndarray, "d d"]
 
 @typed
 def _one(
-    cov: Float[np.ndarray, "d d"], fisher: Float[np.ndarray, "d d"], widths: tuple[int, ...]
+    cov: Float[np.ndarray, "d d"], fisher: Float[np.ndarray, "d d"]
 ) -> tuple[Float[np.ndarray, "d d"], Float[np.ndarray, "d d"]]:
     """The map and its inverse."""
     seen = _root(fisher, 0.5)
     variances, axes = np.linalg.eigh(seen @ cov @ seen)
-    variances, axes = variances[::-1], axes[:, ::-1]
     balance = np.maximum(variances, _FLOOR**2 * variances.max()) ** -0.25
     to = balance[:, None] * (axes.T @ seen)
     back = _root(fisher, -0.5) @ axes / balance
-    mixing = np.zeros_like(cov)
-    first = 0
-    for width in widths:
-        part = slice(first, first + width)
-        mixing[part, part] = np.asarray(rotate(jnp.eye(width)))
-        first += width
+    mixing = np.asarray(rotate(jnp.eye(len(cov))))
     return mixing @ to, back @ mixing.T
 
 
-def karhunen_loeve(moments: dict[str, Moments], name: str, widths: tuple[int, ...]) -> Known:
+def karhunen_loeve(moments: dict[str, Moments], name: str) -> Known:
     """The maps NAME_to and NAME_from of both sides, float32 [l k d d]."""
     found: Known = {}
     for side, of_side in moments.items():
         layers, heads = of_side.cov.shape[:2]
         pairs = [
-            _one(of_side.cov[l, k].astype(float), of_side.fisher[l, k].astype(float), widths)
+            _one(of_side.cov[l, k].astype(float), of_side.fisher[l, k].astype(float))
             for l in range(layers)
             for k in range(heads)
         ]
