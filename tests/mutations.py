@@ -332,8 +332,8 @@ FAULTS = (
         "deltakv_jax/attention/tiled.py",
         (
             (
-                '    if step.centre is not None:\n        scores = scores + _dot("bkrd',
-                '    if step is None:\n        scores = scores + _dot("bkrd',
+                "        if step.centre is not None:\n            means =",
+                "        if step is None:\n            means =",
             ),
         ),
         "tests/attention/test_near.py::"

@@ -26,8 +26,7 @@ KINDS = (
     "q4_0/delta:interval=4",
     "delta/f32",
     "delta:rotate:interval=16/delta:interval=6",
-    "layered:window=0:sinks=0/layered:bits=3:window=0:sinks=0",
-    "layered:bits=2:window=0:sinks=0/f16",
+    "layered:bits=2:window=0:sinks=0/layered:bits=3:window=0:sinks=0",
 )
 HEAD_DIM, KV_HEADS, CAPACITY = 32, 2, 1219  # two tiles or three, the last one short, and spare rows
 INTERVALS = (4, 6, 16, 32)

@@ -59,7 +59,9 @@ def means():
     return {"k": values(*shape), "v": values(*shape)[::-1]}
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    "spec", [SPECS[-1], *(pytest.param(spec, marks=pytest.mark.slow) for spec in SPECS[:-1])]
+)
 def test_a_format_is_read_as_the_package_reads_its_cache(spec):
     model, tokens = random_model(CONFIG), jnp.arange(50, dtype=jnp.int32)[None] % 64
     centre = Sides(*({"mean": mean} for mean in means().values()))

@@ -129,6 +129,7 @@ def test_no_model_is_loaded_for_what_lacks_a_calibration(capsys):
     assert "takes the means of a calibration file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_figures_with_means_and_with_allotted_formats(folder, made, run, capsys):
     words = ["--text", str(folder / "text"), "--ctx", "32", "--chunks", "1"]
     words += ["--kv", "f32", "calibrated", CENTRED, "--kv-calibration", made["allotted"]]
@@ -148,6 +149,7 @@ def tokens(document: dict) -> list[int]:
     return sequence["tokens"]
 
 
+@pytest.mark.slow
 def test_a_saved_cache_goes_on_with_its_own_means(folder, made, run, tmp_path, capsys):
     saved = str(tmp_path / "saved")
     take = ("--kv", "calibrated", "--kv-calibration", made["allotted"])

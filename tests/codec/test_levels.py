@@ -105,6 +105,9 @@ def test_golden_bytes(bits, head_dim):
     near = jax.jit(side.refine)(x, rows)
     for key, leaf in near.items():
         np.testing.assert_array_equal(leaf, at(f"near_{key}"), err_msg=key)
-    values, refinement = side.join(side.terms(rows)), side.join(side.refinement(near))
+    read = jax.jit(
+        lambda rows, near: (side.join(side.terms(rows)), side.join(side.refinement(near)))
+    )
+    values, refinement = map(np.asarray, read(rows, near))
     np.testing.assert_array_equal(values, at("values"))
     np.testing.assert_array_equal(values + refinement, at("refined"))

@@ -28,7 +28,6 @@ KINDS = (
     "delta",
     "delta:interval=128/delta:rotate:interval=4",
     "layered:bits=3/layered:bits=2:block=32",
-    "layered/q4_0",
 )
 DELTA = KINDS.index("delta")
 LENGTHS = (1, 31, 32, 33, 101, 2048)
