@@ -147,6 +147,7 @@ def test_each_query_reads_its_own_window(text):
         assert largest_error(got, want) < 1e-5, implementation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", PLAIN[:1])
 def test_the_kernel_reads_the_same(text):
     """Within what float16 products lose, which is less than one token too many would change."""

@@ -76,6 +76,7 @@ def test_a_format_is_read_as_the_package_reads_its_cache(spec):
     assert candidate.bits(CONFIG.head_dim, CONFIG.layers, 50) == bits_per_value(cache)
 
 
+@pytest.mark.slow
 def test_simulated_q4_0_rotate_is_the_package_s_round_trip():
     x = values(1, 20, 2, 64)
     real = packaged.read_back(parse_spec("q4_0:rotate").k, x, unrotated)

@@ -98,6 +98,7 @@ def test_whatever_is_taken_off_is_added_again():
     assert plain < centred < 2 * plain
 
 
+@pytest.mark.slow
 def test_raw_reads_give_what_they_give_without_means():
     """In pieces, so that the second one reads what is stored of the first."""
     made = make_calibration().centre
@@ -107,6 +108,7 @@ def test_raw_reads_give_what_they_give_without_means():
     assert 1e-4 < errors.mean() < 0.2
 
 
+@pytest.mark.slow
 def test_errors_of_a_layer_are_those_of_keys_and_values_with_their_means():
     made = make_calibration(size=0.5)
     squares = np.asarray(
