@@ -85,6 +85,7 @@ def test_simulated_q4_0_rotate_is_the_package_s_round_trip():
     assert jnp.max(jnp.abs(real.packed - x)) > 0.01
 
 
+@pytest.mark.slow
 def test_what_is_near_has_a_refinement_and_counts_from_the_reader():
     x, side = values(1, 20, 1, 64), parse_spec("layered:window=3:sinks=2").k
     stored = packaged.read_back(side, x, unrotated)

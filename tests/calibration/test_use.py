@@ -85,6 +85,7 @@ def hidden_of(spec: KVSpec, centre: Sides, **options) -> np.ndarray:
     return np.asarray(found)
 
 
+@pytest.mark.slow
 def test_whatever_is_taken_off_is_added_again():
     """Means that are not the model's own widen the steps; what is read stays about the same."""
     made = make_calibration(size=0.5).centre

@@ -60,6 +60,7 @@ def run(
     return state, losses
 
 
+@pytest.mark.slow
 def test_training_learns_and_can_be_resumed(streams, tmp_path: Path):
     start = train.initial_state(CONFIG, SHORT)
     train.save_state(tmp_path / "start.npz", start)
