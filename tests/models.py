@@ -17,6 +17,22 @@ def abstract(config: LlamaConfig) -> Llama:
     return jax.eval_shape(lambda: Llama(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
 
 
+SMALL = LlamaConfig(
+    vocab_size=96,
+    width=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    ffn=96,
+    context=128,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    tied=False,
+)
+"""Untied, with two query heads for each kv head."""
+
+
 def random_model(config: LlamaConfig, seed: int = 0) -> Llama:
     """As `Llama` draws it, but for norms about 1 and biases about 0 in place of just these."""
     rng = np.random.default_rng(seed)

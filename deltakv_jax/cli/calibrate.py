@@ -13,14 +13,13 @@ from deltakv_jax.calibration import Calibration
 from deltakv_jax.cli import arguments, measuring, progress
 from deltakv_jax.codec import Format, KVSpec, parse_spec
 from deltakv_jax.errors import UserError
-from deltakv_jax.evaluation import allotment, files, report, runner, texts
+from deltakv_jax.evaluation import allotment, files, report, texts
 from deltakv_jax.evaluation.learning import Learned, learn
 from deltakv_jax.evaluation.protocol import Chunks
 from deltakv_jax.generation.saving import fingerprint
 from deltakv_jax.generation.steps import empty_cache
 from deltakv_jax.weights import LoadedModel
 
-CTX = 512  # tokens of a chunk, where the model's context has as many
 CHUNKS = 32
 TEMPLATE = "layered"
 
@@ -39,10 +38,8 @@ def make_parser(prog: str | None) -> arguments.OneLineParser:
         prog, description="Learns of a model what its caches may know: means, costs, bits."
     )
     arguments.add_model_arguments(parser)
+    measuring.add_text_arguments(parser, ", best one that no figure is made of")
     add = parser.add_argument
-    add("--text", metavar="NAME|FILE", default=texts.DEFAULT, help=_TEXT_HELP)
-    add("--ctx", type=measuring.ctx, metavar="N", help=_CTX_HELP)
-    add("--beyond-context", action="store_true", help="let --ctx exceed the model's context")
     add("--chunks", type=arguments.positive, default=CHUNKS, metavar="N", help=_CHUNKS_HELP)
     add("--bits", type=_bits, metavar="B", help=_BITS_HELP)
     add("--kv", metavar="SPEC", help=f"of --bits: all but the bits of its codes ({TEMPLATE})")
@@ -50,10 +47,6 @@ def make_parser(prog: str | None) -> arguments.OneLineParser:
     return parser
 
 
-_TEXT_HELP = (
-    f"{', '.join(texts.NAMED)}, or a UTF-8 file, best one that no figure is made of (%(default)s)"
-)
-_CTX_HELP = f"tokens of a chunk ({CTX}, or the model's context if that is less)"
 _CHUNKS_HELP = "take the first N (%(default)s)"
 _BITS_HELP = (
     "allot bits to K and V of each layer, so that a packed value, scales counted, takes B at most"
@@ -77,7 +70,7 @@ def calibrate(options: argparse.Namespace, say: measuring.Say) -> None:
     text, loaded = texts.load_text(options.text), arguments.load(options)
     if template is not None:
         jax.eval_shape(lambda: empty_cache(loaded.config, template, capacity=1))
-    chunks = _cut(options, loaded, text, say)
+    chunks = measuring.cut(options, loaded, text, say)
     out, (count, ctx) = measuring.console(), chunks.tokens.shape
     out.print(f"{loaded.name} on {text.name}: {count} of {chunks.available} chunks of {ctx} tokens")
     with progress.shown(2 * count, "chunks, gone over twice") as advance:
@@ -93,15 +86,6 @@ def _template(options: argparse.Namespace) -> KVSpec | None:
             raise UserError("--kv without --bits would change nothing")
         return None
     return parse_spec(options.kv or TEMPLATE)
-
-
-def _cut(
-    options: argparse.Namespace, loaded: LoadedModel, text: texts.Text, say: measuring.Say
-) -> Chunks:
-    context = loaded.config.context
-    ctx = options.ctx or min(CTX, context)
-    measuring.check_context(ctx, context, beyond=options.beyond_context, say=say)
-    return runner.cut(loaded, text, runner.Settings(specs=(), ctx=ctx, chunks=options.chunks))
 
 
 def _allotted(

@@ -13,15 +13,12 @@ from deltakv_jax.evaluation import (
     coherence_report,
     files,
     plots,
-    runner,
     texts,
 )
 from deltakv_jax.evaluation.capture import Captured
 from deltakv_jax.evaluation.coherence import Coherence
 from deltakv_jax.evaluation.protocol import Chunks
 from deltakv_jax.weights import LoadedModel
-
-CTX = 512  # tokens of a chunk, where the model's context has as many
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -38,10 +35,8 @@ def make_parser(prog: str | None) -> arguments.OneLineParser:
         prog, description="How much neighbouring tokens have in common in K and V, layer by layer."
     )
     arguments.add_model_arguments(parser)
+    measuring.add_text_arguments(parser)
     add = parser.add_argument
-    add("--text", metavar="NAME|FILE", default=texts.DEFAULT, help=_TEXT_HELP)
-    add("--ctx", type=measuring.ctx, metavar="N", help=_CTX_HELP)
-    add("--beyond-context", action="store_true", help="let --ctx exceed the model's context")
     add("--chunks", type=arguments.positive, metavar="N", help="take the first N (all)")
     add("--interval", type=_interval, default=32, metavar="N", help=_INTERVAL_HELP)
     add("--json", metavar="FILE|-", help="write all figures there; - is stdout")
@@ -49,8 +44,6 @@ def make_parser(prog: str | None) -> arguments.OneLineParser:
     return parser
 
 
-_TEXT_HELP = f"{', '.join(texts.NAMED)}, or a UTF-8 file (%(default)s)"
-_CTX_HELP = f"tokens of a chunk ({CTX}, or the model's context if that is less)"
 _INTERVAL_HELP = "tokens from keyframe to keyframe of delta (%(default)s)"
 _interval = functools.partial(arguments.whole_number, at_least=2)
 
@@ -59,7 +52,7 @@ def measure(options: argparse.Namespace, say: measuring.Say) -> None:
     """Captures, shows the table, writes the JSON and draws the picture."""
     _check_targets(options)
     text, loaded = texts.load_text(options.text), arguments.load(options)
-    chunks = _cut(options, loaded, text, say)
+    chunks = measuring.cut(options, loaded, text, say)
     # stdout is for the JSON alone where it is asked for there
     out = measuring.console(stderr=options.json == "-")
     out.print(f"{loaded.name} on {text.name}: {_extent(chunks)}, K and V of an exact cache")
@@ -75,15 +68,6 @@ def _check_targets(options: argparse.Namespace) -> None:
         files.check_writable(Path(options.json), "--json")
     if options.plot is not None:
         plots.check_plot_target(Path(options.plot))
-
-
-def _cut(
-    options: argparse.Namespace, loaded: LoadedModel, text: texts.Text, say: measuring.Say
-) -> Chunks:
-    context = loaded.config.context
-    ctx = options.ctx or min(CTX, context)
-    measuring.check_context(ctx, context, beyond=options.beyond_context, say=say)
-    return runner.cut(loaded, text, runner.Settings(specs=(), ctx=ctx, chunks=options.chunks))
 
 
 def _extent(chunks: Chunks) -> str:

@@ -72,6 +72,29 @@ def ctx(text: str) -> int:
     return arguments.whole_number(text, at_least=protocol.MIN_CTX)
 
 
+CTX = 512  # tokens of a chunk, where the model's context has as many
+
+
+def add_text_arguments(parser: argparse.ArgumentParser, note: str = "") -> None:
+    """Adds `--text`, `--ctx` and `--beyond-context`, of one text by the default protocol."""
+    add = parser.add_argument
+    named = f"{', '.join(texts.NAMED)}, or a UTF-8 file{note} (%(default)s)"
+    add("--text", metavar="NAME|FILE", default=texts.DEFAULT, help=named)
+    length = f"tokens of a chunk ({CTX}, or the model's context if that is less)"
+    add("--ctx", type=ctx, metavar="N", help=length)
+    add("--beyond-context", action="store_true", help="let --ctx exceed the model's context")
+
+
+def cut(
+    options: argparse.Namespace, loaded: LoadedModel, text: texts.Text, say: Say
+) -> protocol.Chunks:
+    """The chunks of `text` that these and `--chunks` ask for; warns as `check_context` does."""
+    context = loaded.config.context
+    length = options.ctx or min(CTX, context)
+    check_context(length, context, beyond=options.beyond_context, say=say)
+    return runner.cut(loaded, text, runner.Settings(specs=(), ctx=length, chunks=options.chunks))
+
+
 def sayer(prog: str) -> Say:
     """Tells the user one line on stderr."""
     return lambda line: print(arguments.one_line(prog, line), end="", file=sys.stderr, flush=True)

@@ -9,21 +9,9 @@ from deltakv_jax.codec import parse_spec
 from deltakv_jax.config import LlamaConfig
 from deltakv_jax.generation.saving import fingerprint
 from deltakv_jax.model import Llama
+from tests.models import SMALL as CONFIG
 from tests.models import random_model
 
-CONFIG = LlamaConfig(
-    vocab_size=96,
-    width=64,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=32,
-    ffn=96,
-    context=128,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    tied=False,
-)
 SPECS = tuple(map(parse_spec, ("layered:bits=3:centre/layered", "q4_0")))
 
 

@@ -6,26 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deltakv_jax.config import LlamaConfig
 from deltakv_jax.evaluation.protocol import Chunks
 from deltakv_jax.model import Llama
 from deltakv_jax.weights import LoadedModel, load_model
+from tests.models import SMALL as CONFIG
 from tests.models import random_model
-
-CONFIG = LlamaConfig(
-    vocab_size=96,
-    width=64,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=32,
-    ffn=96,
-    context=128,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    tied=False,
-)
-
 
 # Shared by the tests of this folder, and with it what they compile.
 CTX = 40
